@@ -1,0 +1,263 @@
+"""The recipe: what a run should make, as frozen pydantic models. Unknown keys are refused, naming the nearest known one.
+
+Each field says whether it shapes results. Shaping fields of a stage (and, for set-level stages, of every stage
+before it) make up the stage's fingerprint; the others may change without making anything again.
+"""
+
+import difflib
+import hashlib
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+FORMAT_VERSION = 1
+"""Version of what stages write; part of every fingerprint."""
+
+
+def shapes(default: Any, description: str, **limits: Any) -> Any:
+    """A field whose value shapes results: it is part of the stage's fingerprint."""
+    return Field(default, description=description, json_schema_extra={"shapes_results": True}, **limits)
+
+
+def tunes(default: Any, description: str, **limits: Any) -> Any:
+    """A field that changes how a stage runs or what it may reach, not what it makes of what it gets."""
+    return Field(default, description=description, json_schema_extra={"shapes_results": False}, **limits)
+
+
+def _listed(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+Strings = Annotated[list[str], BeforeValidator(_listed)]
+Interpolation = Literal["nearest", "linear", "cubic", "area", "lanczos", "lanczos4"]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Ingest(Section):
+    """Settings of a batch: fixed when the batch is made; a later change applies to later batches."""
+
+    url_col: str = shapes("url", "column with the image's URL")
+    caption_col: str = shapes("caption", "column with the alt text; with none, the text is empty")
+    keep_columns: Strings = shapes(
+        [], "input columns kept as src_<name>, as text; ['*'] keeps all (save_additional_columns)"
+    )
+    columns: Strings = shapes(
+        [], "names of the columns of headerless csv or tsv files; empty: the first record is a header"
+    )
+    dedupe: Literal["url_text", "url"] = shapes(
+        "url_text", "pairs are duplicates by fetch_url and text, or by fetch_url alone"
+    )
+    prefilter: dict[str, str] = shapes(
+        {},
+        "name → SQL predicate over url, text, n_chars, n_words, lang, lang_score, src_*; a row must pass all",
+    )
+    require_text: bool = shapes(True, "rows without text are rejected as missing_text")
+    normalise: bool = shapes(False, "caption is text in Unicode NFC with runs of white space as one space")
+    redact: bool = shapes(False, "caption has e-mail addresses and phone numbers replaced")
+    lang_model: Literal["none"] = shapes("none", "language model that fills lang and lang_score")
+
+
+class PerHost(Section):
+    connections: int = tunes(4, "connections to one host at a time", ge=1, le=256)
+    per_second: float = tunes(20.0, "requests started a second to one host; 0: no limit", ge=0)
+
+
+class Download(Section):
+    image_size: int = shapes(256, "side of the image in pixels", ge=1, le=8192)
+    resize_mode: Literal["no", "keep_ratio", "keep_ratio_largest", "center_crop", "border"] = shapes(
+        "keep_ratio", "as in img2dataset: keep_ratio makes the shorter side image_size"
+    )
+    resize_only_if_bigger: bool = shapes(False, "never enlarge")
+    upscale_interpolation: Interpolation = shapes("lanczos", "used when enlarging")
+    downscale_interpolation: Interpolation = shapes("area", "used when reducing")
+    encode_format: Literal["jpg", "png", "webp"] = shapes("jpg", "format of pool images")
+    encode_quality: int = shapes(95, "JPEG and WebP: 1 to 100; PNG: compression 0 to 9", ge=0, le=100)
+    skip_reencode: bool = shapes(False, "keep the fetched bytes when nothing was resized")
+    disable_all_reencoding: bool = shapes(False, "keep the fetched bytes always")
+    min_image_size: int = shapes(0, "smaller shorter sides are too_small", ge=0)
+    max_image_area: float = shapes(float("inf"), "more pixels than this are too_many_pixels", gt=0)
+    max_aspect_ratio: float = shapes(float("inf"), "longer to shorter side; above it: aspect_ratio", gt=0)
+    max_pixels: int = tunes(67_108_864, "decoder guard: more pixels in a frame are too_many_pixels", ge=1)
+    max_frames: int = tunes(1_000, "decoder guard: more frames are too_many_pixels", ge=1)
+    bbox_col: str | None = shapes(
+        None, "kept column with boxes to blur: [[left, top, right, bottom], …] in 0…1"
+    )
+    background: tuple[int, int, int] = shapes((255, 255, 255), "RGB that transparent pixels are laid on")
+    pixels: Literal["fast", "img2dataset"] = shapes(
+        "fast", "fast: scaled decode; img2dataset: that library's own Resizer, pixel-identical to it"
+    )
+    exif: Literal["none", "safe", "all"] = shapes("safe", "EXIF kept: safe is orientation, size, make, model")
+    compute_hash: Annotated[list[Literal["sha256", "sha1", "md5"]], BeforeValidator(_listed)] = shapes(
+        ["sha256", "sha1", "md5"], "hashes of the fetched bytes; sha256 is always there"
+    )
+    verify_hash: tuple[str, Literal["sha256", "sha1", "md5"]] | None = shapes(
+        None, "kept column with a hash of the bytes, and its kind; another hash is hash_mismatch"
+    )
+    consent: dict[Literal["robots", "x_robots_tag", "tdm_reservation", "content_usage", "tdmrep"], bool] = (
+        shapes(
+            {"robots": True, "x_robots_tag": True, "tdm_reservation": True, "content_usage": True},
+            "signals evaluated and honoured; a signal not named keeps its default",
+        )
+    )
+    disallowed_header_directives: Strings = shapes(
+        ["noai", "noimageai", "noindex", "noimageindex", "none", "noml"],
+        "X-Robots-Tag directives that opt out",
+    )
+    timeout: float = tunes(10.0, "seconds for a whole fetch, retries and redirects aside", gt=0)
+    retries: int = tunes(2, "further tries after a timeout, a reset, 429 or 5xx", ge=0, le=10)
+    min_rate: int = tunes(1024, "bytes a second below which a body, after 3 s, is a timeout", ge=0)
+    user_agent_token: str | None = tunes(
+        None, "token by which sites may address this crawler; default: pairmill"
+    )
+    contact: str | None = tunes(None, "URL or e-mail in the user agent, for the people who run the sites")
+    max_bytes: int = tunes(50_000_000, "bytes of a body, and after content decoding", ge=1)
+    per_host: PerHost = tunes(PerHost(), "limits that keep us polite")
+    host_budget: float = tunes(
+        600.0, "seconds one host may hold a unit, stalls included; then host_budget", gt=0
+    )
+    allow_addresses: Strings = tunes([], "private ranges that may be fetched from, e.g. 127.64.0.0/10")
+    ca_file: str | None = tunes(None, "PEM file of certificates trusted beside the system's")
+    hosts_file: str | None = tunes(None, "hosts(5) file asked before DNS")
+    blocklists: Strings = tunes([], "files of sha256, sha1, md5 or URL md5, one a line: blocklisted")
+    min_success: float = tunes(0.0, "gate: share of attempted rows that must end ok", ge=0, le=1)
+
+
+class Dedupe(Section):
+    levels: dict[Literal["bytes", "pdq"], bool | int] = shapes({"bytes": True, "pdq": 31}, "duplicate levels")
+    scope: Literal["pair", "image"] = shapes(
+        "pair", "a duplicate is an image with the same text, or any text"
+    )
+    eligible: dict[str, str] = shapes({}, "name → SQL; only rows that pass all compete")
+    rank: Strings = shapes(["pixels", "bytes", "uid"], "who survives")
+    against: dict[str, str] = shapes({}, "evaluation set → path")
+
+
+class Encoder(Section):
+    name: str = shapes(..., "name of the encoder's folder")
+    arch: str = shapes(..., "open_clip architecture")
+    weights: str = shapes(..., "path or registered name")
+    dtype: Literal["fp32", "bf16", "fp16"] = shapes("fp32", "precision of the towers")
+
+
+class Embed(Section):
+    encoders: list[Encoder] = shapes([], "CLIP encoders")
+    heads: dict[str, str] = shapes({}, "score column → head")
+
+
+class Semantic(Section):
+    encoder: str | None = shapes(None, "encoder whose vectors are compared")
+    eps: float = shapes(0.05, "cosine above 1 − eps is a duplicate", ge=0, le=1)
+
+
+class Top(Section):
+    column: str = shapes(..., "column ranked, descending")
+    fraction: float = shapes(..., "share kept", gt=0, le=1)
+    of: Literal["pool", "survivors"] = shapes("pool", "population of the fraction")
+
+
+class Balance(Section):
+    entries: str = shapes(..., "file of entries")
+    t: int = shapes(20_000, "texts an entry may have before its texts are drawn", ge=1)
+
+
+class Select(Section):
+    rules: dict[str, str] = shapes({}, "name → SQL predicate; a row must pass all")
+    top: Top | None = shapes(None, "keep a top fraction")
+    balance: Balance | None = shapes(None, "balance by metadata entries")
+
+
+class Shard(Section):
+    number_sample_per_shard: int = shapes(10_000, "samples a shard", ge=1, le=1_000_000)
+    oom_shard_count: int = shapes(5, "digits of a shard's number", ge=1, le=12)
+    output_format: Literal["webdataset", "parquet", "files"] = shapes("webdataset", "form of the dataset")
+
+
+class Ray(Section):
+    address: str | None = tunes(None, "Ray cluster; default: RAY_ADDRESS, else an embedded one")
+    pools: dict[str, int] = tunes({}, "stage → most workers at a time; default: the cluster's CPUs")
+
+
+class Recipe(Section):
+    """A whole recipe; every key may be left out."""
+
+    ingest: Ingest = Ingest()
+    download: Download = Download()
+    dedupe: Dedupe = Dedupe()
+    embed: Embed = Embed()
+    semantic: Semantic = Semantic()
+    select: Select = Select()
+    shard: Shard = Shard()
+    ray: Ray = Ray()
+    gates: dict[str, str] = tunes(
+        {}, "name → SQL over funnel(batch, stage, status, reason, rows) that must be true"
+    )
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be used: one line that names the value, the place and the way out."""
+
+
+def parse_recipe(data: object, place: str) -> Recipe:
+    """Validate `data` (as YAML gives it); `place` names it in errors. Raises RecipeError."""
+    if data is None:
+        data = {}
+    if not isinstance(data, dict):
+        raise RecipeError(f"recipe {place}: expected sections such as download:, got {type(data).__name__}")
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        raise RecipeError(f"recipe {place}: {_one_line(error)}") from None
+
+
+def _one_line(error: ValidationError) -> str:
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"]]
+    name = ".".join(path)
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(path[-1], _keys_at(path[:-1]), n=1, cutoff=0.5)
+        known = ", ".join(sorted(_keys_at(path[:-1])))
+        return f"{name} is unknown; " + (f"did you mean {near[0]}?" if near else f"known here: {known}")
+    return f"{name} is {first['input']!r}: {first['msg'][:1].lower()}{first['msg'][1:]}"
+
+
+def _keys_at(path: list[str]) -> list[str]:
+    model: type[BaseModel] = Recipe
+    for part in path:
+        inner = model.model_fields[part].annotation if part in model.model_fields else None
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return []
+        model = inner
+    return list(model.model_fields)
+
+
+def shaping(section: BaseModel) -> dict[str, Any]:
+    """The fields of a section that shape results, as JSON-able values."""
+    chosen: dict[str, Any] = {}
+    for name, field in type(section).model_fields.items():
+        if (field.json_schema_extra or {}).get("shapes_results"):  # type: ignore[union-attr]
+            value = getattr(section, name)
+            chosen[name] = (
+                json.loads(section.model_dump_json(include={name}))[name] if value is not None else None
+            )
+    return chosen
+
+
+def digest(value: object) -> str:
+    """sha256 of a value's canonical JSON, as 16 hex digits."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+OWN_SETTINGS_ONLY = ("ingest", "download", "embed")
+ORDER = ("ingest", "download", "dedupe", "embed", "semantic", "select", "shard")
+
+
+def fingerprint(recipe: Recipe, stage: str, before: dict[str, str]) -> str:
+    """The stage's fingerprint; `before` has those of the stages run before it, used by set-level stages."""
+    settings: dict[str, Any] = {} if stage == "ingest" else shaping(getattr(recipe, stage))
+    upstream = {} if stage in OWN_SETTINGS_ONLY else before
+    return digest({"format": FORMAT_VERSION, "stage": stage, "settings": settings, "before": upstream})

@@ -1,0 +1,131 @@
+"""The small JSON records that make a ROOT: batches, units, rounds, completions, runs, the lease."""
+
+from datetime import UTC, datetime
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+Counts = dict[str, dict[str, int]]
+"""{status: {reason: rows}}; the reason of `ok` is the empty string."""
+
+
+def now() -> str:
+    """The current time as ISO 8601 in UTC, to the microsecond."""
+    return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+class Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def to_bytes(self) -> bytes:
+        return self.model_dump_json(indent=1).encode() + b"\n"
+
+
+class InputFile(Record):
+    """An input file's identity: a known path with another size, etag or sha256 is refused."""
+
+    source: str
+    format: Literal["parquet", "csv", "tsv", "json", "jsonl", "txt"]
+    bytes: int
+    etag: str
+    """The store's ETag, or the modification time in nanoseconds on a local disk."""
+    sha256: str
+    rows: int
+
+
+class UnitRange(Record):
+    """A unit's slice of a batch: rows whose key (host hash, URL hash) lies in [first, last]."""
+
+    unit: str
+    first: str
+    """32 hex digits, or `#file.row` (both zero-padded) for rows without a usable fetch_url."""
+    last: str
+    rows: int
+    lane: str | None = None
+    """Hash of the host whose units run one at a time, for a host larger than a unit."""
+
+
+class Batch(Record):
+    batch: str
+    created_at: str
+    run: str
+    files: list[InputFile]
+    rows: int
+    """Input rows the batch answers for: all rows of its files, or `limit` of them, or those it readmits."""
+    limit: int | None = None
+    readmits: str | None = None
+    settings: dict[str, object]
+    """The ingest section of the recipe, fixed when the batch was made."""
+    units: list[UnitRange]
+
+
+class FileEntry(Record):
+    path: str
+    """Relative to the stage's folder."""
+    bytes: int
+    sha256: str
+    rows: int
+    table: str
+
+
+class UnitRecord(Record):
+    """A unit's commit: created exclusively and last. A file no record names does not exist."""
+
+    unit: str
+    generation: int
+    attempt: int
+    input_digest: str
+    rows: int
+    counts: Counts
+    files: list[FileEntry]
+
+
+class Round(Record):
+    """What a round of a set-level stage reads and which units it makes."""
+
+    round: str
+    upstream: dict[str, int]
+    """Upstream unit → generation."""
+    units: list[dict[str, object]]
+    run: str
+    created_at: str
+
+
+class Complete(Record):
+    rows: int
+    counts: Counts
+    files: int
+    batches: list[str]
+    finished_at: str
+
+
+class RunRecord(Record):
+    run: str
+    started_at: str
+    finished_at: str | None = None
+    command: list[str]
+    who: str
+    host: str
+    ray_job: str | None = None
+    recipe: dict[str, object]
+    versions: dict[str, str]
+    stages: dict[str, str]
+    """stage → fingerprint"""
+    accepts: list[str] = []
+    """Batches whose failed gates this run's user accepted."""
+    funnel: list[dict[str, object]] = []
+    failed_gates: list[dict[str, object]] = []
+    exit_code: int | None = None
+
+
+class LeaseRecord(Record):
+    holder: str
+    """Id of the run that holds the ROOT."""
+    host: str
+    boot_id: str
+    pid: int
+    pid_started: str
+    """Start time of the process in clock ticks since boot, so that a reused pid is not taken for it."""
+    ray_job: str | None
+    epoch: int
+    renewed: int

@@ -1,0 +1,184 @@
+"""Arrow schemas of every published table; each field carries its description as metadata.
+
+Types are those every reader agrees on (pandas, polars, DuckDB, pyarrow, PySpark): hashes as lower-case hex,
+timestamps[us, UTC], no float16, unsigned, nanosecond or extension types.
+"""
+
+from typing import Final
+
+import pyarrow as pa
+
+TIMESTAMP: Final = pa.timestamp("us", tz="UTC")
+
+
+def _table(description: str, *fields: tuple[str, pa.DataType, str]) -> pa.Schema:
+    return pa.schema(
+        [pa.field(name, type_, metadata={"description": text}) for name, type_, text in fields],
+        metadata={"description": description},
+    )
+
+
+_SOURCE: Final = (
+    ("source", pa.string(), "input file the row came from, as an absolute path or URI"),
+    ("source_row", pa.int64(), "row number in `source`, from 0"),
+    ("batch", pa.string(), "batch that brought the row, e.g. 0001"),
+)
+
+PAIRS: Final = _table(
+    "One row a pair: an input row that passed ingest's rules and is its duplicates' survivor.",
+    ("uid", pa.string(), "32 hex digits: the first 128 bits of sha256(url, U+001F, text)"),
+    ("url", pa.string(), "URL as given, after UTF-8 repair"),
+    ("text", pa.string(), "alt text as given, after UTF-8 repair"),
+    ("text_repaired", pa.bool_(), "url or text held bytes that are not UTF-8; they are U+FFFD now"),
+    ("fetch_url", pa.string(), "URL as fetched: WHATWG-normalised, without fragment"),
+    ("caption", pa.string(), "what trains; equals text unless ingest.normalise or ingest.redact is on"),
+    *_SOURCE,
+    ("n_chars", pa.int32(), "code points in text"),
+    ("n_words", pa.int32(), "runs of non-space characters in text"),
+    ("lang", pa.string(), "language of text (null until a language model is set)"),
+    ("lang_score", pa.float32(), "the language model's score"),
+)
+
+REJECTS: Final = _table(
+    "Input rows that did not become a pair; with outcomes they are every input row, once.",
+    *_SOURCE,
+    ("url", pa.string(), "URL as given, after UTF-8 repair; null where the row had none"),
+    ("uid", pa.string(), "the pair's uid; null where url or text is missing"),
+    ("status", pa.string(), "refused or rejected"),
+    ("reason", pa.string(), "why, from the closed set of statuses"),
+    ("detail", pa.string(), "the rule's name, or the value and what is wrong with it"),
+    ("dup_of", pa.string(), "uid of the pair that stayed, for duplicates"),
+)
+
+OUTCOMES: Final = _table(
+    "One row a pair: what became of the fetch, the decode and the image.",
+    ("uid", pa.string(), "the pair's uid"),
+    *_SOURCE,
+    ("url", pa.string(), "URL as given"),
+    ("text", pa.string(), "alt text as given"),
+    ("caption", pa.string(), "what trains"),
+    ("status", pa.string(), "ok, failed, refused or rejected"),
+    ("reason", pa.string(), "why, from the closed set; null for ok"),
+    ("detail", pa.string(), "the value that decided: an errno, an HTTP status, a header, a size"),
+    ("http_status", pa.int32(), "status code of the last response"),
+    ("final_url", pa.string(), "URL of the last response, after redirects"),
+    ("content_type", pa.string(), "Content-Type header of the last response"),
+    ("bytes", pa.int64(), "size of the fetched body after content decoding"),
+    ("sha256", pa.string(), "sha256 of the fetched bytes"),
+    ("sha1", pa.string(), "sha1 of the fetched bytes"),
+    ("md5", pa.string(), "md5 of the fetched bytes"),
+    ("url_md5", pa.string(), "md5 of url as given"),
+    ("format", pa.string(), "format sniffed from the bytes: jpeg, png, webp, gif, avif"),
+    ("original_width", pa.int32(), "width in pixels of the fetched image, as stored (before EXIF rotation)"),
+    ("original_height", pa.int32(), "height in pixels of the fetched image, as stored"),
+    ("width", pa.int32(), "width in pixels of the pool image"),
+    ("height", pa.int32(), "height in pixels of the pool image"),
+    ("exif", pa.string(), "EXIF kept by download.exif, as a JSON object"),
+    ("consent_ok", pa.bool_(), "no evaluated signal forbids training; null where none was evaluated"),
+    ("consent_signals", pa.string(), "the signals that were evaluated, comma-separated"),
+    ("attempts", pa.int32(), "requests made for the image itself"),
+    ("fetch_ms", pa.int32(), "wall milliseconds from first request to last byte"),
+    ("fetched_at", TIMESTAMP, "when the last byte came"),
+    ("unit", pa.string(), "download unit"),
+    ("generation", pa.int32(), "generation of the unit in which the row got this outcome"),
+    ("pool_file", pa.string(), "tar that holds the image, relative to ROOT"),
+    ("pool_offset", pa.int64(), "first byte of the image in pool_file"),
+    ("pool_size", pa.int64(), "bytes of the image"),
+    ("pool_sha256", pa.string(), "sha256 of the pool image"),
+)
+
+CONSENT: Final = _table(
+    "Long: one row a pair and signal that was found.",
+    ("uid", pa.string(), "the pair's uid"),
+    ("signal", pa.string(), "robots, x_robots_tag, tdm_reservation, content_usage …"),
+    ("value", pa.string(), "the signal as it came"),
+    ("source", pa.string(), "where it came from: a header's name, or the URL of a file"),
+    ("verdict", pa.string(), "allow or deny"),
+    ("rule_version", pa.string(), "version of the rule that judged it"),
+    ("observed_at", TIMESTAMP, "when it was seen"),
+)
+
+HASHES: Final = _table(
+    "Perceptual hashes of pool images.",
+    ("uid", pa.string(), "the pair's uid"),
+    ("pdq", pa.string(), "PDQ hash, 64 hex digits"),
+    ("pdq_quality", pa.int32(), "PDQ quality, 0 to 100"),
+)
+
+DUPLICATES: Final = _table(
+    "Dropped duplicates with their kept witness.",
+    ("uid", pa.string(), "the dropped pair"),
+    ("dup_of", pa.string(), "the witness, kept by that level"),
+    ("level", pa.string(), "url, bytes, perceptual or semantic"),
+    ("distance", pa.float64(), "distance to the witness, in the level's own measure"),
+    ("group_id", pa.string(), "uid of the group's first kept row"),
+)
+
+OVERLAPS: Final = _table(
+    "Pool images that match an evaluation set.",
+    ("eval_set", pa.string(), "name of the evaluation set"),
+    ("eval_item", pa.string(), "item in it"),
+    ("uid", pa.string(), "the matching pair"),
+    ("level", pa.string(), "bytes, perceptual or semantic"),
+    ("distance", pa.float64(), "distance, in the level's own measure"),
+    ("removed", pa.bool_(), "select dropped the pair for it"),
+)
+
+EMBEDDINGS: Final = _table(
+    "One row a pair an encoder was due to read; one folder an encoder.",
+    ("uid", pa.string(), "the pair's uid"),
+    ("status", pa.string(), "ok or failed"),
+    ("reason", pa.string(), "why it failed"),
+    ("image_embedding", pa.list_(pa.float32()), "unit-length vector; null unless ok"),
+    ("text_embedding", pa.list_(pa.float32()), "unit-length vector; null unless ok"),
+)
+
+SCORES: Final = _table(
+    "Scores of pairs; one column a head is added to these.",
+    ("uid", pa.string(), "the pair's uid"),
+    ("encoder", pa.string(), "name of the encoder in the recipe"),
+    ("clip_score", pa.float32(), "cosine of image and text embedding"),
+    ("weights_sha256", pa.string(), "sha256 of the encoder's weights"),
+)
+
+DECISIONS: Final = _table(
+    "One row an ok outcome; a boolean column pass_<rule> for every rule is added to these.",
+    ("uid", pa.string(), "the pair's uid"),
+    ("kept", pa.bool_(), "the pair goes to shard"),
+    (
+        "dropped_by",
+        pa.string(),
+        "rule's name, duplicate, contaminated, retracted, not_embedded, top or balance",
+    ),
+    ("weight", pa.float32(), "sampling weight"),
+)
+
+SAMPLES: Final = _table(
+    "S.parquet of the dataset: img2dataset's columns, names and order, plus ours.",
+    ("caption", pa.string(), "what trains"),
+    ("url", pa.string(), "URL as given"),
+    ("key", pa.string(), "the sample's key in its tar"),
+    ("status", pa.string(), "success, as img2dataset says it"),
+    ("error_message", pa.string(), "always null: failures are in the outcomes table"),
+    ("width", pa.int32(), "width in pixels"),
+    ("height", pa.int32(), "height in pixels"),
+    ("original_width", pa.int32(), "width in pixels of the fetched image"),
+    ("original_height", pa.int32(), "height in pixels of the fetched image"),
+    ("exif", pa.string(), "EXIF kept by download.exif, as a JSON object"),
+    ("sha256", pa.string(), "sha256 of the fetched bytes"),
+    ("uid", pa.string(), "the pair's uid"),
+    ("clip_score", pa.float32(), "cosine of image and text embedding; null where not embedded"),
+)
+
+TABLES: Final[dict[str, pa.Schema]] = {
+    "pairs": PAIRS,
+    "rejects": REJECTS,
+    "outcomes": OUTCOMES,
+    "consent": CONSENT,
+    "hashes": HASHES,
+    "duplicates": DUPLICATES,
+    "overlaps": OVERLAPS,
+    "embeddings": EMBEDDINGS,
+    "scores": SCORES,
+    "decisions": DECISIONS,
+}
