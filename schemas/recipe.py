@@ -1,7 +1,8 @@
-"""The recipe: what a run should make, as frozen pydantic models. Unknown keys are refused, naming the nearest known one.
+"""The recipe: what a run should make, as frozen pydantic models.
 
-Each field says whether it shapes results. Shaping fields of a stage (and, for set-level stages, of every stage
-before it) make up the stage's fingerprint; the others may change without making anything again.
+Unknown keys are refused, naming the nearest known one. Each field says whether it shapes results. Shaping fields of a
+stage (and, for set-level stages, of every stage before it) make up the stage's fingerprint; the others may change
+without making anything again.
 """
 
 import difflib
@@ -83,9 +84,7 @@ class Download(Section):
     max_aspect_ratio: float = shapes(float("inf"), "longer to shorter side; above it: aspect_ratio", gt=0)
     max_pixels: int = tunes(67_108_864, "decoder guard: more pixels in a frame are too_many_pixels", ge=1)
     max_frames: int = tunes(1_000, "decoder guard: more frames are too_many_pixels", ge=1)
-    bbox_col: str | None = shapes(
-        None, "kept column with boxes to blur: [[left, top, right, bottom], …] in 0…1"
-    )
+    bbox_col: str | None = shapes(None, "kept column with boxes to blur: [[left, top, right, bottom], …] in 0…1")
     background: tuple[int, int, int] = shapes((255, 255, 255), "RGB that transparent pixels are laid on")
     pixels: Literal["fast", "img2dataset"] = shapes(
         "fast", "fast: scaled decode; img2dataset: that library's own Resizer, pixel-identical to it"
@@ -97,11 +96,9 @@ class Download(Section):
     verify_hash: tuple[str, Literal["sha256", "sha1", "md5"]] | None = shapes(
         None, "kept column with a hash of the bytes, and its kind; another hash is hash_mismatch"
     )
-    consent: dict[Literal["robots", "x_robots_tag", "tdm_reservation", "content_usage", "tdmrep"], bool] = (
-        shapes(
-            {"robots": True, "x_robots_tag": True, "tdm_reservation": True, "content_usage": True},
-            "signals evaluated and honoured; a signal not named keeps its default",
-        )
+    consent: dict[Literal["robots", "x_robots_tag", "tdm_reservation", "content_usage", "tdmrep"], bool] = shapes(
+        {"robots": True, "x_robots_tag": True, "tdm_reservation": True, "content_usage": True},
+        "signals evaluated and honoured; a signal not named keeps its default",
     )
     disallowed_header_directives: Strings = shapes(
         ["noai", "noimageai", "noindex", "noimageindex", "none", "noml"],
@@ -110,15 +107,11 @@ class Download(Section):
     timeout: float = tunes(10.0, "seconds for a whole fetch, retries and redirects aside", gt=0)
     retries: int = tunes(2, "further tries after a timeout, a reset, 429 or 5xx", ge=0, le=10)
     min_rate: int = tunes(1024, "bytes a second below which a body, after 3 s, is a timeout", ge=0)
-    user_agent_token: str | None = tunes(
-        None, "token by which sites may address this crawler; default: pairmill"
-    )
+    user_agent_token: str | None = tunes(None, "token by which sites may address this crawler; default: pairmill")
     contact: str | None = tunes(None, "URL or e-mail in the user agent, for the people who run the sites")
     max_bytes: int = tunes(50_000_000, "bytes of a body, and after content decoding", ge=1)
     per_host: PerHost = tunes(PerHost(), "limits that keep us polite")
-    host_budget: float = tunes(
-        600.0, "seconds one host may hold a unit, stalls included; then host_budget", gt=0
-    )
+    host_budget: float = tunes(600.0, "seconds one host may hold a unit, stalls included; then host_budget", gt=0)
     allow_addresses: Strings = tunes([], "private ranges that may be fetched from, e.g. 127.64.0.0/10")
     ca_file: str | None = tunes(None, "PEM file of certificates trusted beside the system's")
     hosts_file: str | None = tunes(None, "hosts(5) file asked before DNS")
@@ -128,9 +121,7 @@ class Download(Section):
 
 class Dedupe(Section):
     levels: dict[Literal["bytes", "pdq"], bool | int] = shapes({"bytes": True, "pdq": 31}, "duplicate levels")
-    scope: Literal["pair", "image"] = shapes(
-        "pair", "a duplicate is an image with the same text, or any text"
-    )
+    scope: Literal["pair", "image"] = shapes("pair", "a duplicate is an image with the same text, or any text")
     eligible: dict[str, str] = shapes({}, "name → SQL; only rows that pass all compete")
     rank: Strings = shapes(["pixels", "bytes", "uid"], "who survives")
     against: dict[str, str] = shapes({}, "evaluation set → path")
@@ -192,9 +183,7 @@ class Recipe(Section):
     select: Select = Select()
     shard: Shard = Shard()
     ray: Ray = Ray()
-    gates: dict[str, str] = tunes(
-        {}, "name → SQL over funnel(batch, stage, status, reason, rows) that must be true"
-    )
+    gates: dict[str, str] = tunes({}, "name → SQL over funnel(batch, stage, status, reason, rows) that must be true")
 
 
 class RecipeError(ValueError):
@@ -240,9 +229,7 @@ def shaping(section: BaseModel) -> dict[str, Any]:
     for name, field in type(section).model_fields.items():
         if (field.json_schema_extra or {}).get("shapes_results"):  # type: ignore[union-attr]
             value = getattr(section, name)
-            chosen[name] = (
-                json.loads(section.model_dump_json(include={name}))[name] if value is not None else None
-            )
+            chosen[name] = json.loads(section.model_dump_json(include={name}))[name] if value is not None else None
     return chosen
 
 

@@ -43,9 +43,7 @@ REASONS: Final[dict[str, tuple[str, ...]]] = {
     ),
 }
 
-STATUS_OF: Final[dict[str, str]] = {
-    reason: status for status, reasons in REASONS.items() for reason in reasons
-}
+STATUS_OF: Final[dict[str, str]] = {reason: status for status, reasons in REASONS.items() for reason in reasons}
 
 MEANING: Final[dict[str, str]] = {
     "ok": "in the pool",

@@ -1,0 +1,40 @@
+"""The Ray a run uses: the cluster it was submitted to, one named in the recipe, or an embedded one."""
+
+import logging
+import os
+
+from schemas.recipe import Recipe
+
+
+def connect(recipe: Recipe) -> None:
+    """Connect to Ray, quietly. Raises ConnectionError where a named cluster does not answer."""
+    import ray
+
+    if ray.is_initialized():
+        return
+    address = recipe.ray.address or os.environ.get("RAY_ADDRESS") or "local"
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    ray.init(
+        address=address,
+        logging_level=logging.ERROR,
+        log_to_driver=bool(os.environ.get("PAIRMILL_WORKER_LOGS")),
+        **({"include_dashboard": False} if address == "local" else {}),
+    )
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_options.verbose_progress = False
+    # Units are long and heartbeats are watched by the lease, so Ray must not take a quiet run for a hung one.
+    context.execution_no_progress_timeout_s = -1
+
+
+def pool_size(recipe: Recipe, stage: str) -> int:
+    """Workers at a time: the recipe's, or one for each of the cluster's CPUs."""
+    import ray
+
+    return recipe.ray.pools.get(stage) or max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
+def job_id() -> str | None:
+    """The submission id of the Ray job this process is the driver of, or None."""
+    return os.environ.get("RAY_JOB_SUBMISSION_ID") or None
