@@ -2,30 +2,40 @@
 
 import logging
 import os
+import signal
 
 from schemas.recipe import Recipe
 
 
 def connect(recipe: Recipe) -> None:
-    """Connect to Ray, quietly. Raises ConnectionError where a named cluster does not answer."""
+    """Connect to Ray, quietly, once. Raises ConnectionError where a named cluster does not answer."""
     import ray
 
     if ray.is_initialized():
         return
+    terminate = signal.getsignal(signal.SIGTERM)
     address = recipe.ray.address or os.environ.get("RAY_ADDRESS") or "local"
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.init(
         address=address,
         logging_level=logging.ERROR,
         log_to_driver=bool(os.environ.get("PAIRMILL_WORKER_LOGS")),
         **({"include_dashboard": False} if address == "local" else {}),
     )
+    signal.signal(signal.SIGTERM, terminate)  # ray.init puts its own there
+    logging.getLogger("ray").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_options.verbose_progress = False
     # Units are long and heartbeats are watched by the lease, so Ray must not take a quiet run for a hung one.
     context.execution_no_progress_timeout_s = -1
+
+
+def shutdown() -> None:
+    """Disconnect; an embedded Ray ends, and every worker of this run with it."""
+    import ray
+
+    ray.shutdown()
 
 
 def pool_size(recipe: Recipe, stage: str) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from pipeline.cluster import pool_size
+from pipeline.cluster import connect, pool_size
 from pipeline.stop import StopFlag
 from schemas.recipe import Recipe
 
@@ -66,10 +66,11 @@ def _execute(
     recipe: Recipe, plan: Pass, lanes: Sequence[Sequence[Unit]], stop: StopFlag,
     report: Callable[[Result], None], alone: bool,
 ) -> list[str]:  # fmt: skip
-    import ray.data
-
     if not lanes:
         return []
+    import ray.data
+
+    connect(recipe)
     concurrent = 1 if alone else plan.concurrent
     ordered = sorted(lanes, key=lambda lane: -sum(unit["rows"] for unit in lane))
     workers = min(pool_size(recipe, plan.stage), len(ordered))
@@ -88,9 +89,13 @@ def _execute(
         ),
     )
     deferred = []
-    for row in dataset.iter_rows():
-        result = row["result"]["json"]
-        if result["state"] == "deferred":
-            deferred.append(result["unit"])
-        report(result)
+    try:
+        for row in dataset.iter_rows():
+            result = row["result"]["json"]
+            if result["state"] == "deferred":
+                deferred.append(result["unit"])
+            report(result)
+    except ray.exceptions.RayTaskError as error:
+        # What went wrong is the worker's own error (a full disk, a store that is gone), not Ray's wrapping of it.
+        raise (error.cause if isinstance(error.cause, OSError) else error) from None
     return sorted(deferred)

@@ -85,10 +85,13 @@ class StageFolder:
         """Take the mark back: the attempt was given up in good order (SIGTERM), not killed."""
         self.store.delete(f"{self.base}/attempts/{attempt.unit}.{attempt.generation}.{attempt.number}")
 
-    def tried(self) -> set[tuple[str, int]]:
-        """(unit, generation) of every attempt ever begun and not withdrawn."""
-        names = (path.rpartition("/")[2].split(".") for path, _ in self.store.files(f"{self.base}/attempts"))
-        return {(name[0], int(name[1])) for name in names if len(name) == 3}
+    def withdraw_run(self, run: str) -> None:
+        """Take back a stopped run's marks on units it did not commit; only once its workers are gone."""
+        committed = set(self.generations().items())
+        for path, _ in list(self.store.files(f"{self.base}/attempts")):
+            unit, generation, _ = path.rpartition("/")[2].split(".")
+            if (unit, int(generation)) not in committed and json.loads(self.store.read(path))["run"] == run:
+                self.store.delete(path)
 
     def _attempts(self, unit: str, generation: int) -> dict[int, dict[str, object]]:
         found: dict[int, dict[str, object]] = {}

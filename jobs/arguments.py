@@ -1,0 +1,100 @@
+"""The flags every build job shares, and how errors become exit codes."""
+
+import argparse
+import difflib
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from importlib.resources import files
+from pathlib import Path
+
+import yaml
+
+from pipeline.errors import HeldError, InputError
+from schemas.recipe import Recipe, RecipeError, parse_recipe
+
+DONE, FAILED, BAD_INPUT, GATE_FAILED, HELD = 0, 1, 2, 3, 4
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with one clear line and the nearest known flag for a wrong one."""
+
+    def error(self, message: str) -> "NoReturn":  # type: ignore[name-defined]  # noqa: F821
+        unknown = message.removeprefix("unrecognized arguments: ").split(" ")[0]
+        known = [flag for action in self._actions for flag in action.option_strings]
+        near = difflib.get_close_matches(unknown, known, n=1)
+        hint = f"; did you mean {near[0]}?" if message.startswith("unrecognized") and near else ""
+        self.exit(BAD_INPUT, f"{self.prog}: {message}{hint}\n")
+
+
+def recipe_names() -> list[str]:
+    return sorted(
+        path.name.removesuffix(".yaml") for path in files("jobs.recipes").iterdir() if path.name.endswith(".yaml")
+    )
+
+
+def load_recipe(name: str, settings: Sequence[str]) -> Recipe:
+    """The recipe at a path or of a shipped name, with `section.key=value` settings on top. Raises RecipeError."""
+    path = Path(name)
+    if not path.is_file():
+        if name not in recipe_names():
+            near = difflib.get_close_matches(name, recipe_names(), n=1)
+            hint = f"did you mean {near[0]}?" if near else f"shipped recipes: {', '.join(recipe_names())}"
+            raise RecipeError(f"recipe {name}: no such file or shipped recipe; {hint}")
+        path = Path(str(files("jobs.recipes") / f"{name}.yaml"))
+    try:
+        data = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"recipe {path}: not YAML: {' '.join(str(error).split())}") from None
+    data = data if data is not None else {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        section, dot, rest = key.partition(".")
+        if not equals or not dot:
+            raise RecipeError(f"--set {setting}: expected section.key=value")
+        parts = [section, *rest.split(".", 1 if section in ("ingest", "select", "dedupe") else -1)]
+        node = data
+        for part in parts[:-1]:
+            node = node.setdefault(part, {}) if isinstance(node, dict) else {}
+        node[parts[-1]] = yaml.safe_load(value)
+    return parse_recipe(data, name)
+
+
+def build_parser(prog: str, description: str) -> Parser:
+    parser = Parser(prog=prog, description=description)
+    parser.add_argument("--recipe", required=True, metavar="R", help="path, or the name of a shipped recipe")
+    parser.add_argument("--input", nargs="+", default=[], metavar="PATH", help="files, globs, folders; local or s3://")
+    parser.add_argument("--output", metavar="ROOT", help="local path or s3://bucket/prefix")
+    parser.add_argument("--set", action="append", default=[], metavar="section.key=value", help="beats the recipe")
+    parser.add_argument("--limit", type=_positive, metavar="N", help="take N rows of new input, the same on every run")
+    parser.add_argument("--plan", action="store_true", help="run nothing; say what would be done")
+    parser.add_argument("--print-recipe", action="store_true", help="show the recipe as resolved, and stop")
+    parser.add_argument("--accept", action="append", default=[], metavar="BATCH", help="accept a batch's failed gates")
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
+def run_main(prog: str, main: Callable[[], int]) -> int:
+    """Run a job's main function; the errors a user can mend become one line and their exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        return main()
+    except HeldError as error:
+        return _fail(prog, error, HELD)
+    except (InputError, RecipeError) as error:
+        return _fail(prog, error, BAD_INPUT)
+    except BrokenPipeError:
+        return FAILED
+    except OSError as error:
+        return _fail(prog, error, FAILED)
+
+
+def _fail(prog: str, error: BaseException, code: int) -> int:
+    print(f"{prog}: {' '.join(str(error).split())}", file=sys.stderr)
+    return code

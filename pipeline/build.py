@@ -1,0 +1,190 @@
+"""A run: the stages in order on one ROOT, under its lease, with a record of what was asked and what came of it."""
+
+import contextlib
+import getpass
+import logging
+import os
+import platform
+import signal
+import socket
+import threading
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from types import FrameType
+
+from pipeline.cluster import job_id, shutdown
+from pipeline.download.stage import retry_download, run_download
+from pipeline.errors import InputError
+from pipeline.funnel import funnel
+from pipeline.gates import accepted_batches, check_gates, failed_gates
+from pipeline.ingest.stage import load_batches, make_batches, run_ingest
+from pipeline.lease import Lease
+from pipeline.progress import Progress
+from pipeline.shard.stage import run_shard
+from pipeline.stop import StopFlag
+from pipeline.storage import LocalStore, Store, open_store
+from pipeline.tables import publish
+from pipeline.units import StageFolder, fingerprints
+from schemas.recipe import Recipe, fingerprint
+from schemas.records import Batch, RunRecord, now
+
+log = logging.getLogger(__name__)
+
+STAGES = ("ingest", "download", "shard")
+"""The stages that exist, in their order."""
+
+GRACE_S = 20.0
+"""Seconds after SIGTERM in which units under way may still commit."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asked for."""
+
+    recipe: Recipe
+    root: str
+    inputs: list[str] = field(default_factory=list)
+    stages: tuple[str, ...] = STAGES
+    limit: int | None = None
+    readmit: str | None = None
+    retry: tuple[str, ...] = ()
+    accept: tuple[str, ...] = ()
+    command: tuple[str, ...] = ()
+
+
+def build(request: Request) -> int:
+    """Run the request to its end. Returns the exit code: 0 done, 1 stopped, 3 a gate failed.
+
+    Raises InputError (bad recipe or input), HeldError (another run holds the ROOT), OSError (the store).
+    """
+    store = open_store(request.root)
+    store.check()
+    check_gates(request.recipe)
+    run = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
+    with Lease.acquire(store, run) as lease:
+        if isinstance(store, LocalStore):
+            store.clear_scratch()
+        return _Run(request, store, run, lease).go()
+
+
+class _Run:
+    def __init__(self, request: Request, store: Store, run: str, lease: Lease) -> None:
+        self._request = request
+        self._recipe = request.recipe
+        self._store = store
+        self._run = run
+        self._lease = lease
+        self._stop = StopFlag(store.uri, run)
+        self._folders = stage_folders(store, request.recipe)
+        self._record = RunRecord(
+            run=run, started_at=now(), command=list(request.command), who=getpass.getuser(),
+            host=socket.gethostname(), ray_job=job_id(), recipe=request.recipe.model_dump(mode="json"),
+            versions=versions(), stages={stage: folder.fingerprint for stage, folder in self._folders.items()},
+            accepts=list(request.accept),
+        )  # fmt: skip
+
+    def go(self) -> int:
+        signal.signal(signal.SIGTERM, self._terminate)
+        request = self._request
+        known = {batch.batch for batch in load_batches(self._store)}
+        if unknown := sorted(set(request.accept) - known):
+            raise InputError(f"--accept {unknown[0]}: no such batch; there are {', '.join(sorted(known)) or 'none'}")
+        if "ingest" in request.stages:
+            make_batches(self._store, self._recipe, request.inputs, request.limit, request.readmit, self._run)
+        batches = load_batches(self._store)
+        if not batches:
+            raise InputError(f"output {self._store.uri}: has no batch yet; give --input")
+        self._save()
+        for stage in request.stages:
+            self._stage(stage, batches)
+            if self._stop.is_set():
+                return self._stopped()
+        publish(self._store, self._folders)
+        return self._judge(batches)
+
+    def _stage(self, stage: str, batches: Sequence[Batch]) -> None:
+        """Run a stage's missing units and, unless stopped, say that it is complete."""
+        folder = self._folders[stage]
+        self._lease.check()
+        store, recipe, run, stop = self._store, self._recipe, self._run, self._stop
+        missing = [piece.rows for batch in batches for piece in batch.units if piece.unit not in folder.generations()]
+        with Progress(stage, sum(missing)) as progress:
+            if stage == "ingest":
+                run_ingest(store, recipe, batches, folder, run, stop, progress)
+            elif stage == "shard":
+                run_shard(store, recipe, self._folders, folder, run, stop, progress)
+            elif self._request.retry:
+                ingest = self._folders["ingest"]
+                retry_download(store, recipe, batches, ingest, folder, run, stop, progress, self._request.retry)
+            else:
+                run_download(store, recipe, batches, self._folders["ingest"], folder, run, stop, progress)
+        if stop.is_set():
+            return
+        self._lease.check()
+        others = (StageFolder(store, stage, name).completed() for name in fingerprints(store, stage)
+                  if name != folder.fingerprint)  # fmt: skip
+        latest = max((done.finished_at for done in others if done), default=None)
+        if folder.complete(folder.records(), [batch.batch for batch in batches], latest):
+            folder.sweep()
+
+    def _judge(self, batches: Sequence[Batch]) -> int:
+        rows = funnel(self._store, self._folders, batches)
+        failed = failed_gates(self._recipe, rows, accepted_batches(self._store) | set(self._request.accept))
+        for gate in failed:
+            log.error("gate %s failed for batch %s: %s", gate["gate"], gate["batch"], gate["detail"])
+        if failed:
+            names = " ".join(f"--accept {name}" for name in sorted({str(gate["batch"]) for gate in failed}))
+            log.error("results are written; once somebody has looked at them: %s", names)
+        code = 3 if failed else 0
+        self._save(finished_at=now(), funnel=rows, failed_gates=failed, exit_code=code)
+        return code
+
+    def _stopped(self) -> int:
+        shutdown()
+        for folder in self._folders.values():
+            folder.withdraw_run(self._run)
+        self._stop.lower()
+        self._save(finished_at=now(), exit_code=1)
+        log.info("stopped; what was finished is committed, and the same command goes on from there")
+        return 1
+
+    def _save(self, **changes: object) -> None:
+        record = RunRecord.model_validate({**self._record.model_dump(), **changes})
+        self._store.replace(f"runs/{self._run}.json", record.to_bytes())
+        self._store.replace("run.json", record.to_bytes())
+
+    def _terminate(self, _signal: int, _frame: FrameType | None) -> None:
+        """SIGTERM: take no new unit, commit what finishes in time, drop the lease."""
+        threading.Thread(target=self._stop.raise_flag, daemon=True).start()
+        timer = threading.Timer(GRACE_S, self._give_up)
+        timer.daemon = True
+        timer.start()
+
+    def _give_up(self) -> None:
+        self._stop.lower()
+        self._save(finished_at=now(), exit_code=1)
+        self._lease.release()
+        log.info("stopped with units under way; the same command fetches those again")
+        os._exit(1)
+
+
+def stage_folders(store: Store, recipe: Recipe) -> dict[str, StageFolder]:
+    """stage → its folder under this recipe."""
+    folders: dict[str, StageFolder] = {}
+    for stage in STAGES:
+        before = {name: folder.fingerprint for name, folder in folders.items()}
+        folders[stage] = StageFolder(store, stage, fingerprint(recipe, stage, before))
+    return folders
+
+
+def versions() -> dict[str, str]:
+    """Versions of what shapes results, for the run's record."""
+    names = ("pairmill", "ray", "pyarrow", "duckdb", "pillow", "simplejpeg", "opencv-python-headless", "aiohttp")
+    found = {"python": platform.python_version()}
+    for name in names:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found

@@ -1,0 +1,54 @@
+"""--plan: what a run would do, without doing it."""
+
+from typing import TYPE_CHECKING
+
+from pipeline.ingest.stage import count_new_rows, load_batches
+from pipeline.storage import open_store
+from pipeline.units import current_folder
+
+if TYPE_CHECKING:
+    from pipeline.build import Request
+
+BYTES_PER_IMAGE = 138 * 1024
+"""Mean body assumed before anything was fetched: the photos of tests/benchmarks/download.py."""
+ROWS_PER_SECOND_PER_CPU = 200.0
+"""Download rate assumed, from the same benchmark; a real web is slower by as much as its hosts are."""
+ROWS_PER_UNIT = 10_000
+
+
+def plan(request: "Request") -> str:
+    """One line a stage: units, rows, requests, bytes, hours. Raises InputError as the run itself would."""
+    import os
+
+    from pipeline.build import stage_folders
+
+    store = open_store(request.root)
+    folders = stage_folders(store, request.recipe)
+    batches = load_batches(store)
+    new = count_new_rows(store, request.recipe, request.inputs, batches) if "ingest" in request.stages else 0
+    if request.limit:
+        new = min(new, request.limit)
+    new_units = -(-new // min(ROWS_PER_UNIT, max(250, new // 64))) if new else 0
+    cpus = request.recipe.ray.pools.get("download") or os.cpu_count() or 1
+    lines = [f"{'stage':<10}{'units':>10}{'rows':>14}{'requests':>14}{'GB':>10}{'hours':>10}"]
+    for stage in request.stages:
+        done = folders[stage].generations()
+        left = [piece for batch in batches for piece in batch.units if piece.unit not in done]
+        rows, units = sum(piece.rows for piece in left) + new, len(left) + new_units
+        requests = rows if stage == "download" else 0
+        if stage == "shard":
+            samples = request.recipe.shard.number_sample_per_shard
+            fetched = current_folder(store, "download")
+            counts = fetched.completed() if fetched else None
+            rows = new + sum(
+                sum(reasons.values()) for status, reasons in (counts.counts if counts else {}).items() if status == "ok"
+            )
+            units = -(-rows // samples)
+        hours = requests / (ROWS_PER_SECOND_PER_CPU * cpus) / 3600
+        gigabytes = requests * BYTES_PER_IMAGE / 1e9
+        lines.append(f"{stage:<10}{units:>10,}{rows:>14,}{requests:>14,}{gigabytes:>10,.1f}{hours:>10,.2f}")
+    lines.append(
+        f"(at most: every row a pair and an image; {BYTES_PER_IMAGE // 1024} KiB an image, "
+        f"{ROWS_PER_SECOND_PER_CPU:,.0f} images/s a CPU on {cpus} CPUs)"
+    )
+    return "\n".join(lines)
