@@ -1,4 +1,4 @@
-"""What a long stage shows: rows done, rate, statuses and time left; a live line on a terminal, plain lines elsewhere."""
+"""What a long stage shows: rows done, rate, statuses, time left; live on a terminal, plain lines elsewhere."""
 
 import logging
 import sys
