@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import NoReturn
 
 import yaml
 
@@ -16,10 +17,13 @@ from schemas.recipe import Recipe, RecipeError, parse_recipe
 DONE, FAILED, BAD_INPUT, GATE_FAILED, HELD = 0, 1, 2, 3, 4
 
 
+SQL_KEYS = ("gates", "ingest.prefilter", "dedupe.eligible", "select.rules")
+
+
 class Parser(argparse.ArgumentParser):
     """argparse, with one clear line and the nearest known flag for a wrong one."""
 
-    def error(self, message: str) -> "NoReturn":  # type: ignore[name-defined]  # noqa: F821
+    def error(self, message: str) -> NoReturn:
         unknown = message.removeprefix("unrecognized arguments: ").split(" ")[0]
         known = [flag for action in self._actions for flag in action.option_strings]
         near = difflib.get_close_matches(unknown, known, n=1)
@@ -49,14 +53,14 @@ def load_recipe(name: str, settings: Sequence[str]) -> Recipe:
     data = data if data is not None else {}
     for setting in settings:
         key, equals, value = setting.partition("=")
-        section, dot, rest = key.partition(".")
-        if not equals or not dot:
+        parts = key.split(".")
+        if not equals or len(parts) < 2:
             raise RecipeError(f"--set {setting}: expected section.key=value")
-        parts = [section, *rest.split(".", 1 if section in ("ingest", "select", "dedupe") else -1)]
         node = data
         for part in parts[:-1]:
             node = node.setdefault(part, {}) if isinstance(node, dict) else {}
-        node[parts[-1]] = yaml.safe_load(value)
+        # SQL is text as it stands; everything else is YAML: numbers, true, [lists].
+        node[parts[-1]] = value if ".".join(parts[:-1]) in SQL_KEYS else yaml.safe_load(value)
     return parse_recipe(data, name)
 
 

@@ -1,0 +1,68 @@
+"""Recipes: what is refused and how it is said, and which keys make a stage's work new."""
+
+import pytest
+
+from jobs.arguments import load_recipe, recipe_names
+from schemas.recipe import Recipe, RecipeError, fingerprint, parse_recipe
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"download": {"timout": 3}}, "recipe r.yaml: download.timout is unknown; did you mean timeout?"),
+        ({"downlod": {}}, "recipe r.yaml: downlod is unknown; did you mean download?"),
+        (
+            {"download": {"per_host": {"conections": 3}}},
+            "download.per_host.conections is unknown; did you mean connect",
+        ),
+        (
+            {"download": {"image_size": "big"}},
+            "recipe r.yaml: download.image_size is 'big': input should be a valid int",
+        ),
+        ({"download": {"image_size": 0}}, "download.image_size is 0: input should be greater than or equal to 1"),
+        ([1, 2], "recipe r.yaml: expected sections such as download:, got list"),
+    ],
+)
+def test_a_wrong_recipe_is_refused_in_one_line_that_names_the_place_and_the_way_out(data: object, message: str) -> None:
+    with pytest.raises(RecipeError) as error:
+        parse_recipe(data, "r.yaml")
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_shipped_recipe_parses(name: str) -> None:
+    load_recipe(name, [])
+
+
+def test_a_setting_on_the_command_line_beats_the_recipe() -> None:
+    recipe = load_recipe("default", ["download.image_size=128", "download.per_host.connections=2", "gates.a=true"])
+    assert recipe.download.image_size == 128
+    assert recipe.download.per_host.connections == 2
+
+
+def test_an_unknown_recipe_names_the_nearest_shipped_one() -> None:
+    with pytest.raises(RecipeError, match="did you mean default"):
+        load_recipe("defualt", [])
+
+
+def test_a_field_that_shapes_results_changes_its_stage_and_the_set_level_stages_after_it() -> None:
+    before, after = Recipe(), load_recipe("default", ["download.image_size=128"])
+    old, new = fingerprint(before, "download", {}), fingerprint(after, "download", {})
+    assert old != new
+    assert fingerprint(before, "shard", {"download": old}) != fingerprint(after, "shard", {"download": new})
+    assert fingerprint(before, "embed", {"download": old}) == fingerprint(after, "embed", {"download": new})
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["timeout=99", "retries=0", "min_success=0.9", "user_agent_token=x", "max_bytes=5", "per_host.connections=1"],
+)
+def test_limits_gates_and_names_change_no_fingerprint(setting: str) -> None:
+    changed = load_recipe("default", [f"download.{setting}"])
+    assert fingerprint(changed, "download", {}) == fingerprint(Recipe(), "download", {})
+
+
+def test_ingest_settings_belong_to_batches_and_change_no_fingerprint() -> None:
+    changed = load_recipe("default", ["ingest.dedupe=url"])
+    assert fingerprint(changed, "ingest", {}) == fingerprint(Recipe(), "ingest", {})
