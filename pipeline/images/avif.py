@@ -1,0 +1,118 @@
+"""The boxes of an AVIF file (ISO 14496-12, 23008-12) that say sizes, frames and where metadata lies."""
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+MAX_BOXES: Final = 20_000
+
+
+@dataclass(slots=True)
+class AvifInfo:
+    """`metadata`: item type ('Exif', 'mime') and its extents, (offset, length) in the file."""
+
+    width: int = 0
+    height: int = 0
+    frames: int = 1
+    boxes: int = 0
+    types: dict[int, bytes] = field(default_factory=dict)
+    extents: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
+
+    def metadata(self) -> list[tuple[bytes, list[tuple[int, int]]]]:
+        return [(kind, self.extents.get(item, [])) for item, kind in self.types.items() if kind in (b"Exif", b"mime")]
+
+    def exif(self, data: bytes) -> bytes | None:
+        """The TIFF structure of the first Exif item."""
+        for kind, extents in self.metadata():
+            # Extents may overlap: a file of a few bytes must not grow into gigabytes here.
+            if kind != b"Exif" or sum(size for _, size in extents) > len(data):
+                continue
+            body = b"".join(data[start : start + size] for start, size in extents)
+            if len(body) > 8:
+                return body[4 + int.from_bytes(body[:4], "big") :].removeprefix(b"Exif\0\0")
+        return None
+
+
+def read_avif(data: bytes) -> AvifInfo:
+    """Raises ValueError, struct.error or IndexError when the boxes make no sense."""
+    info = AvifInfo()
+    _walk(data, 0, len(data), info)
+    if not info.width:
+        raise ValueError("no ispe box")
+    return info
+
+
+_INSIDE: Final = {b"meta": 4, b"iprp": 0, b"ipco": 0, b"moov": 0, b"trak": 0, b"mdia": 0, b"minf": 0, b"stbl": 0}
+
+
+def _boxes(data: bytes, at: int, end: int, info: AvifInfo) -> Iterator[tuple[bytes, int, int]]:
+    while at + 8 <= end:
+        info.boxes += 1
+        if info.boxes > MAX_BOXES:
+            raise ValueError(f"more than {MAX_BOXES} boxes")
+        size, name = struct.unpack_from(">I4s", data, at)
+        start = at + 8
+        if size == 1:
+            (size,) = struct.unpack_from(">Q", data, start)
+            start += 8
+        stop = min(end, at + size if size else end)
+        if stop < start:
+            raise ValueError(f"box {name!r} of {size} bytes")
+        yield name, start, stop
+        at = stop
+
+
+def _walk(data: bytes, at: int, end: int, info: AvifInfo) -> None:
+    for name, start, stop in _boxes(data, at, end, info):
+        if name in _INSIDE:
+            _walk(data, start + _INSIDE[name], stop, info)
+        elif name == b"ispe":
+            width, height = struct.unpack_from(">II", data, start + 4)
+            info.width, info.height = max(info.width, width), max(info.height, height)
+        elif name == b"tkhd" and stop - start >= 8:
+            width, height = struct.unpack_from(">II", data, stop - 8)
+            info.width, info.height = max(info.width, width >> 16), max(info.height, height >> 16)
+        elif name == b"stsz":
+            (count,) = struct.unpack_from(">I", data, start + 8)
+            info.frames = max(info.frames, count)
+        elif name == b"iinf":
+            _items(data, start, stop, info)
+        elif name == b"iloc":
+            _locations(data, start, info)
+
+
+def _items(data: bytes, start: int, stop: int, info: AvifInfo) -> None:
+    for name, at, _ in _boxes(data, start + (6 if data[start] == 0 else 8), stop, info):
+        if name == b"infe" and data[at] in (2, 3):
+            item, kind = struct.unpack_from(">H2x4s" if data[at] == 2 else ">I2x4s", data, at + 4)
+            info.types[item] = kind
+
+
+def _locations(data: bytes, start: int, info: AvifInfo) -> None:
+    version = data[start]
+    sizes, more = data[start + 4], data[start + 5]
+    offset_size, length_size, base_size = sizes >> 4, sizes & 15, more >> 4
+    index_size = more & 15 if version in (1, 2) else 0
+    at = start + 6
+
+    def number(size: int) -> int:
+        nonlocal at
+        at += size
+        if at > len(data):
+            raise ValueError("iloc beyond the end of the file")
+        return int.from_bytes(data[at - size : at], "big")
+
+    for _ in range(min(number(2 if version < 2 else 4), MAX_BOXES)):
+        item = number(2 if version < 2 else 4)
+        in_file = version == 0 or number(2) & 15 == 0
+        number(2)
+        base = number(base_size)
+        extents = []
+        for _ in range(number(2)):
+            number(index_size)
+            extents.append((base + number(offset_size), number(length_size)))
+            if len(extents) > MAX_BOXES:
+                raise ValueError("too many extents")
+        if in_file:
+            info.extents[item] = extents

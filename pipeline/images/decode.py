@@ -1,0 +1,133 @@
+"""Bytes to RGB pixels as a viewer would show them, orientation aside: colour, depth, palette and alpha resolved.
+
+JPEGs go through libjpeg-turbo with its DCT scaling, everything else through Pillow (first frame). What the fast path
+will not decode cleanly, Pillow judges: its strict load decides what is corrupt.
+"""
+
+import io
+import struct
+import zlib
+from typing import Any, Final
+
+import cv2
+import numpy as np
+import simplejpeg
+from PIL import Image, ImageCms, UnidentifiedImageError
+
+from pipeline.images.colour import apply, to_srgb
+from pipeline.images.errors import ImageError
+from pipeline.images.header import Header
+from pipeline.images.resize import Pixels
+
+cv2.setNumThreads(0)  # one image a thread: a pool inside each would fight the other workers for the cores
+
+BROKEN: Final = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+    AssertionError,
+    EOFError,
+    RuntimeError,
+    NotImplementedError,
+    struct.error,
+    zlib.error,
+    ImageCms.PyCMSError,
+)
+"""What Pillow's plugins raise on corrupt files."""
+
+_FORMATS: Final = {"jpeg": ["JPEG"], "png": ["PNG"], "webp": ["WEBP"], "gif": ["GIF"], "avif": ["AVIF"]}
+
+
+def decode(data: bytes, header: Header, least: tuple[int, int], background: tuple[int, int, int]) -> tuple[Pixels, int]:
+    """(pixels [height, width, 3] in BGR order, denominator of the scale they were decoded at: 1, 2, 4 or 8).
+
+    A JPEG may come scaled down by 2, 4 or 8, never below `least` (width, height).
+    Raises ImageError: decode_error, too_many_pixels, decoder_crash (out of memory).
+    """
+    try:
+        if header.kind == "jpeg" and header.plain:
+            found = _turbo(data, header, least)
+            if found is not None:
+                return found
+        return _pillow(data, header, least, background)
+    except Image.DecompressionBombError as error:
+        raise ImageError("too_many_pixels", str(error)) from None
+    except MemoryError:
+        raise ImageError("decoder_crash", "out of memory") from None
+    except UnidentifiedImageError:
+        raise ImageError("decode_error", f"{header.kind} that Pillow cannot identify") from None
+    except BROKEN as error:
+        raise ImageError("decode_error", f"{type(error).__name__}: {error}") from None
+
+
+def scale_for(header: Header, least: tuple[int, int]) -> int:
+    """Largest of 8, 4, 2, 1 by which the image can shrink and still hold `least`.
+
+    Only powers of two: libjpeg-turbo's other scales have no SIMD and, measured, alias more.
+    """
+    for scale in (8, 4, 2):
+        if -(-header.width // scale) >= least[0] and -(-header.height // scale) >= least[1]:
+            return scale
+    return 1
+
+
+def _turbo(data: bytes, header: Header, least: tuple[int, int]) -> tuple[Pixels, int] | None:
+    """None when libjpeg-turbo has anything to complain about."""
+    transform = to_srgb(header.icc, "RGB") if header.icc else None
+    grey = to_srgb(header.icc, "L") if header.icc and transform is None else None
+    if grey is not None:
+        return None  # rare: a grey profile
+    scale = scale_for(header, least)
+    # simplejpeg takes the smallest scale that holds these; 0 leaves the size alone.
+    width, height = (-(-header.width // scale), -(-header.height // scale)) if scale > 1 else (0, 0)
+    order = "RGB" if transform else "BGR"
+    try:
+        pixels = simplejpeg.decode_jpeg(data, order, min_height=height, min_width=width)
+    except ValueError:
+        return None
+    if transform:
+        return _bgr(apply(Image.fromarray(pixels), transform)), scale
+    return pixels, scale
+
+
+def _pillow(
+    data: bytes, header: Header, least: tuple[int, int], background: tuple[int, int, int]
+) -> tuple[Pixels, int]:
+    with Image.open(io.BytesIO(data), formats=_FORMATS[header.kind]) as image:
+        if image.width > header.width or image.height > header.height:
+            raise ImageError("decode_error", f"the header says {header.width} x {header.height}, Pillow {image.size}")
+        scale = scale_for(header, least) if header.kind == "jpeg" else 1
+        if scale > 1:
+            image.draft(None, (-(-header.width // scale), -(-header.height // scale)))
+        image.load()
+        profile: Any = header.icc or image.info.get("icc_profile")
+        return _bgr(_to_rgb(image, profile if isinstance(profile, bytes) else None, background)), scale
+
+
+def _to_rgb(image: Image.Image, profile: bytes | None, background: tuple[int, int, int]) -> Image.Image:
+    if image.mode.startswith("I"):
+        # 16 bits of grey; Pillow's own convert would clip them to white.
+        levels = np.asarray(image).astype(np.int64).clip(0, 65535)
+        image = Image.fromarray(((levels * 255 + 32767) // 65535).astype(np.uint8))
+    alpha = None
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        alpha = image.getchannel("A")
+        image = image.convert("RGB")
+    elif image.mode not in ("RGB", "CMYK", "L"):
+        image = image.convert("RGB")
+    transform = to_srgb(profile, image.mode) if profile else None
+    image = apply(image, transform) if transform else image.convert("RGB")
+    if alpha is not None and alpha.getextrema() != (255, 255):
+        canvas = Image.new("RGB", image.size, background)
+        canvas.paste(image, mask=alpha)
+        return canvas
+    return image
+
+
+def _bgr(image: Image.Image) -> Pixels:
+    return np.asarray(cv2.cvtColor(np.asarray(image), cv2.COLOR_RGB2BGR), dtype=np.uint8)
