@@ -39,6 +39,9 @@ BROKEN: Final = (
 )
 """What Pillow's plugins raise on corrupt files."""
 
+_BAND: Final = 512
+"""Rows converted at a time: an image of max_pixels would otherwise be in memory five times over."""
+
 _FORMATS: Final = {"jpeg": ["JPEG"], "png": ["PNG"], "webp": ["WEBP"], "gif": ["GIF"], "avif": ["AVIF"]}
 
 
@@ -90,7 +93,8 @@ def _turbo(data: bytes, header: Header, least: tuple[int, int]) -> tuple[Pixels,
     except ValueError:
         return None
     if transform:
-        return _bgr(apply(Image.fromarray(pixels), transform)), scale
+        pixels = np.array(apply(Image.fromarray(pixels), transform))[..., ::-1]
+        return np.ascontiguousarray(pixels), scale
     return pixels, scale
 
 
@@ -105,7 +109,12 @@ def _pillow(
             image.draft(None, (-(-header.width // scale), -(-header.height // scale)))
         image.load()
         profile: Any = header.icc or image.info.get("icc_profile")
-        return _bgr(_to_rgb(image, profile if isinstance(profile, bytes) else None, background)), scale
+        pixels = np.empty((image.height, image.width, 3), np.uint8)
+        for top in range(0, image.height, _BAND):
+            band = image.crop((0, top, image.width, min(top + _BAND, image.height)))
+            rgb = _to_rgb(band, profile if isinstance(profile, bytes) else None, background)
+            cv2.cvtColor(np.asarray(rgb), cv2.COLOR_RGB2BGR, dst=pixels[top : top + _BAND])
+        return pixels, scale
 
 
 def _to_rgb(image: Image.Image, profile: bytes | None, background: tuple[int, int, int]) -> Image.Image:
@@ -127,7 +136,3 @@ def _to_rgb(image: Image.Image, profile: bytes | None, background: tuple[int, in
         canvas.paste(image, mask=alpha)
         return canvas
     return image
-
-
-def _bgr(image: Image.Image) -> Pixels:
-    return np.asarray(cv2.cvtColor(np.asarray(image), cv2.COLOR_RGB2BGR), dtype=np.uint8)

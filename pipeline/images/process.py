@@ -3,10 +3,12 @@
 Nothing is decoded before its header has passed every gate, and `ImageError` is the only way to fail.
 """
 
+import contextlib
 import hashlib
 import io
 import os
 import signal
+import threading
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -23,6 +25,9 @@ from pipeline.images.header import Header, read_header
 from pipeline.images.resize import INTERPOLATION, Pixels, Target, crop_or_pad, resize, target_size
 from pipeline.images.strip import strip
 from schemas.recipe import Download
+
+LARGE: Final = 64 << 20
+"""Images that take more bytes than this when decoded are decoded one at a time: threads must not multiply them."""
 
 POISON: Final = "PAIRMILL_POISON_SHA256"
 """Fault injection: an image with this sha256 kills the process that decodes it, as a broken decoder would."""
@@ -55,16 +60,30 @@ class ImageProcessor:
     def __init__(self, settings: Download) -> None:
         """Raises ValueError when `pixels: img2dataset` is asked for and that extra is not installed."""
         self.settings = settings
+        self._one_large = threading.Lock()
         self._resizer = _img2dataset_resizer(settings) if settings.pixels == "img2dataset" else None
 
     def __call__(self, data: bytes, boxes: object = None) -> Processed:
         """`boxes`: [[left, top, right, bottom], …] in 0…1 of the image as stored. Raises ImageError only."""
         if poison := os.environ.get(POISON):
             _die_of(poison, data)
+        try:
+            return self._process(data, boxes)
+        except (MemoryError, cv2.error) as error:
+            reason = "decode_error" if isinstance(error, cv2.error) and error.code != -4 else "decoder_crash"
+            raise ImageError(reason, str(error).strip() or "out of memory") from None
+
+    def _process(self, data: bytes, boxes: object) -> Processed:
         settings = self.settings
         header = read_header(data, settings.max_frames)
         check_limits(header, settings)
         parsed = parse_boxes(boxes)
+        large = header.width * header.height * header.pixel_bytes > LARGE
+        with self._one_large if large else contextlib.nullcontext():
+            return self._within_limits(data, header, parsed)
+
+    def _within_limits(self, data: bytes, header: Header, parsed: list[Box]) -> Processed:
+        settings = self.settings
         tags = exif_tags.load(header.exif)
         if settings.disable_all_reencoding and not parsed:
             decode(data, header, (1, 1), settings.background)  # never keep bytes that do not decode
