@@ -56,6 +56,8 @@ class Batch(Record):
     readmits: str | None = None
     settings: dict[str, object]
     """The ingest section of the recipe, fixed when the batch was made."""
+    kept: list[str] = []
+    """Input columns that the batch's tables carry as src_<name>: keep_columns with '*' resolved."""
     units: list[UnitRange]
 
 
@@ -89,6 +91,10 @@ class Round(Record):
     units: list[dict[str, object]]
     run: str
     created_at: str
+    after: dict[str, int] = {}
+    """Upstream unit → generation an earlier round read: only its rows of later generations belong to this round."""
+    plan: dict[str, object] = {}
+    """What else the stage fixed for all units of the round."""
 
 
 class Complete(Record):
@@ -129,3 +135,22 @@ class LeaseRecord(Record):
     ray_job: str | None
     epoch: int
     renewed: int
+
+
+class PublishedFile(Record):
+    path: str
+    """Relative to ROOT."""
+    bytes: int
+    sha256: str
+    rows: int
+
+
+class Published(Record):
+    """tables/<table>/latest.json: the version of the table that counts."""
+
+    version: int
+    files: list[PublishedFile]
+    rows: int
+    written_at: str
+    made_from: dict[str, str]
+    """stage → fingerprint and finished_at of the complete.json it was made from"""

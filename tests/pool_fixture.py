@@ -1,0 +1,117 @@
+"""Writes what `download` leaves behind, by hand: a pool of real images with their outcomes, for stages that read it."""
+
+import hashlib
+import io
+import tarfile
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from pipeline.storage import LocalStore, Store
+from pipeline.units import Output, StageFolder, count
+from schemas.records import UnitRecord
+from schemas.tables import OUTCOMES
+
+FETCHED = datetime(2026, 1, 1, tzinfo=UTC)
+FORMATS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
+
+
+def picture(seed: int, extension: str = "jpg", side: int = 16) -> bytes:
+    """A small image that no other seed makes."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (side, side + seed % 5, 3), np.uint8)
+    data = io.BytesIO()
+    Image.fromarray(pixels).save(data, FORMATS[extension])
+    return data.getvalue()
+
+
+def uid_of(number: int) -> str:
+    url, text = url_of(number), caption_of(number)
+    return hashlib.sha256(f"{url}\x1f{text}".encode()).hexdigest()[:32]
+
+
+def url_of(number: int) -> str:
+    return f"http://host{number % 7}.test/{number}.jpg"
+
+
+def caption_of(number: int) -> str:
+    return f"a picture, numbered {number}: 猫 ‘é’"
+
+
+class Pool:
+    """A download stage's folder. Rows are numbered over the whole pool; the number determines everything in the row."""
+
+    def __init__(self, root: Path | Store, fingerprint: str = "d0") -> None:
+        self.store: Store = LocalStore(root) if isinstance(root, Path) else root
+        self.folder = StageFolder(self.store, "download", fingerprint)
+        self._rows: dict[str, list[dict[str, Any]]] = {}
+
+    def unit(
+        self, name: str, numbers: range, failed: set[int] = frozenset(), extension: str = "jpg", side: int = 16,
+        kept: dict[str, str] | None = None,
+    ) -> UnitRecord:  # fmt: skip
+        """Commit generation 0 of a unit; `failed` numbers ended as timeouts; `kept` are src_* columns, by name."""
+        rows = [self._row(name, number, kept or {}) for number in numbers]
+        return self._commit(name, 0, rows, [row for row in rows if row["number"] not in failed], extension, side)
+
+    def retry(self, name: str, cured: set[int], extension: str = "jpg", side: int = 16) -> UnitRecord:
+        """Commit the unit's next generation, in which the `cured` numbers are ok."""
+        record = self.folder.record(name, self.folder.generations()[name])
+        rows = [dict(row) for row in self._rows[name]]
+        return self._commit(
+            name, record.generation + 1, rows, [row for row in rows if row["number"] in cured], extension, side, record
+        )
+
+    def _row(self, unit: str, number: int, kept: dict[str, str]) -> dict[str, Any]:
+        return {
+            "number": number, "uid": uid_of(number), "source": "list.csv", "source_row": number,
+            "batch": unit.split("-")[0], "url": url_of(number), "text": caption_of(number),
+            "caption": caption_of(number), "status": "failed", "reason": "timeout", "unit": unit, "generation": 0,
+            **{f"src_{name}": f"{value}{number}" for name, value in kept.items()},
+        }  # fmt: skip
+
+    def _commit(
+        self, name: str, generation: int, rows: list[dict[str, Any]], fetched: list[dict[str, Any]], extension: str,
+        side: int, before: UnitRecord | None = None,
+    ) -> UnitRecord:  # fmt: skip
+        attempt = self.folder.begin(name, generation, "fixture", alone=False)
+        scratch = self.store.scratch()
+        members = self._write_pool(scratch / "pool.tar", fetched, extension, side)
+        path = f"{self.folder.base}/pool/{name}.{generation}.{attempt.number}.tar"
+        for row, member in zip(fetched, members, strict=True):
+            row.update(member, pool_file=path, generation=generation, status="ok", reason=None)
+            row["fetched_at"] = FETCHED + timedelta(seconds=row["number"])
+        self._rows[name] = rows
+        kept = [column for column in rows[0] if column.startswith("src_")] if rows else []
+        schema = pa.schema([*OUTCOMES, *(pa.field(column, pa.string()) for column in kept)])
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), scratch / "outcomes.parquet")
+        outputs = [Output("outcomes", scratch / "outcomes.parquet", len(rows))]
+        if fetched:
+            outputs.append(Output("pool", scratch / "pool.tar", len(fetched)))
+        counts = count([row["status"] for row in rows], [row["reason"] for row in rows])
+        keep = [entry for entry in before.files if entry.table == "pool"] if before else []
+        return self.folder.commit(attempt, outputs, counts, len(rows), "fixture", keep)
+
+    def _write_pool(
+        self, path: Path, rows: list[dict[str, Any]], extension: str, side: int
+    ) -> list[dict[str, Any]]:  # fmt: skip
+        members = []
+        with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+            for row in rows:
+                data = picture(row["number"], extension, side)
+                info = tarfile.TarInfo(f"{row['uid']}.{extension}")
+                info.size = len(data)
+                offset = tar.offset + tarfile.BLOCKSIZE
+                tar.addfile(info, io.BytesIO(data))
+                digest = hashlib.sha256(data).hexdigest()
+                members.append({
+                    "pool_offset": offset, "pool_size": len(data), "pool_sha256": digest, "bytes": len(data),
+                    "sha256": digest, "format": FORMATS[extension].lower(), "width": side + row["number"] % 5,
+                    "height": side, "original_width": 640, "original_height": 480, "http_status": 200,
+                    "attempts": 1, "exif": None,
+                })  # fmt: skip
+        return members
