@@ -1,0 +1,56 @@
+"""The funnel: how many rows each stage took of each batch, and how they ended. From records alone."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from pipeline.storage import Store
+from pipeline.units import StageFolder
+from schemas.records import Batch, Round, UnitRecord
+
+FunnelRow = dict[str, Any]
+"""`batch`, `stage`, `status`, `reason` ('' for ok) and `rows`."""
+
+
+def funnel(store: Store, folders: Mapping[str, StageFolder], batches: Sequence[Batch]) -> list[FunnelRow]:
+    """The funnel of `batches` in these stage folders, stage by stage; rows of rounds over several batches included."""
+    known = {"", *(batch.batch for batch in batches)}
+    rows: list[FunnelRow] = []
+    for stage, folder in folders.items():
+        rows += stage_rows(stage, folder.records().values(), read_rounds(store, folder))
+    return [row for row in rows if row["batch"] in known]
+
+
+def stage_rows(stage: str, records: Iterable[UnitRecord], rounds: Iterable[Round] = ()) -> list[FunnelRow]:
+    """One stage's part of the funnel from its current records.
+
+    A unit of `ingest` or `download` belongs to the batch in its name. A unit of a round belongs to the batch of the
+    units the round reads, or to batch '' where it reads several: its rows cannot be told apart by records.
+    """
+    of_round = {round_.round: {_prefix(unit) for unit in round_.upstream} for round_ in rounds}
+    total: Counter[tuple[str, str, str]] = Counter()
+    for record in records:
+        batches = of_round.get(_prefix(record.unit), {_prefix(record.unit)})
+        batch = next(iter(batches)) if len(batches) == 1 else ""
+        for status, reasons in record.counts.items():
+            for reason, rows in reasons.items():
+                total[batch, status, reason] += rows
+    return [
+        {"batch": batch, "stage": stage, "status": status, "reason": reason, "rows": rows}
+        for (batch, status, reason), rows in sorted(total.items())
+    ]
+
+
+def read_rounds(store: Store, folder: StageFolder) -> list[Round]:
+    """The rounds of a set-level stage in order; none for a stage that works batch by batch."""
+    paths = sorted(path for path, _ in store.files(f"{folder.base}/rounds"))
+    return [Round.model_validate_json(store.read(path)) for path in paths]
+
+
+def sum_rows(funnel: Iterable[FunnelRow], **wanted: str) -> int:
+    """Rows of the funnel whose fields equal the given ones, e.g. `stage='download', status='ok'`."""
+    return sum(row["rows"] for row in funnel if all(row[name] == value for name, value in wanted.items()))
+
+
+def _prefix(unit: str) -> str:
+    return unit.partition("-")[0]

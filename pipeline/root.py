@@ -1,0 +1,61 @@
+"""A ROOT as readers see it: its batches, its runs, and the current folder of each stage."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+from pipeline.errors import InputError
+from pipeline.storage import LocalStore, Store, open_store
+from pipeline.units import StageFolder, current_folder, fingerprints
+from schemas.recipe import ORDER
+from schemas.records import Batch, RunRecord
+
+
+def open_root(uri: str) -> Store:
+    """The store of a ROOT that a build has begun. Raises InputError where there is none."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    store = open_store(uri)
+    try:
+        begun = store.size("run.json") is not None or next(iter(store.files("batches")), None) is not None
+    except (ClientError, BotoCoreError) as error:
+        raise InputError(f"{uri}: cannot be read ({error})") from None
+    if begun:
+        return store
+    if isinstance(store, LocalStore) and not store.root.exists():
+        raise InputError(f"{uri}: there is no such folder; give the --output of a build")
+    raise InputError(f"{uri}: is no ROOT (it has neither run.json nor batches/); give the --output of a build")
+
+
+def read_batches(store: Store) -> dict[str, Batch]:
+    """Every batch, in the order they were made."""
+    paths = sorted(path for path, _ in store.files("batches") if path.endswith(".json"))
+    with ThreadPoolExecutor(8) as pool:
+        found = [Batch.model_validate_json(data) for data in pool.map(store.read, paths)]
+    return {batch.batch: batch for batch in sorted(found, key=lambda batch: int(batch.batch))}
+
+
+def read_runs(store: Store) -> list[RunRecord]:
+    """Every run's record, the oldest first."""
+    paths = sorted(path for path, _ in store.files("runs") if path.endswith(".json"))
+    with ThreadPoolExecutor(8) as pool:
+        return [RunRecord.model_validate_json(data) for data in pool.map(store.read, paths)]
+
+
+def current_folders(store: Store) -> dict[str, StageFolder]:
+    """stage → its current folder, in the order of the flow.
+
+    A stage that was never completed is shown by the folder of the newest run that names one, so that a build can be
+    watched while it runs.
+    """
+    folders: dict[str, StageFolder] = {}
+    runs: list[RunRecord] | None = None
+    for stage in ORDER:
+        known = fingerprints(store, stage)
+        if not known:
+            continue
+        folder = current_folder(store, stage)
+        if folder is None:
+            runs = read_runs(store) if runs is None else runs
+            named = [run.stages[stage] for run in runs if run.stages.get(stage) in known]
+            folder = StageFolder(store, stage, named[-1] if named else known[-1])
+        folders[stage] = folder
+    return folders
