@@ -32,13 +32,14 @@ class RoundRows:
     def __init__(self, download: StageFolder, round_: Round) -> None:
         self._download = download
         self._round = round_
+        self.units: dict[str, Unit] = {str(unit["unit"]): dict(unit) for unit in round_.units}
         self._kept = _strings(round_.plan["columns"])
         count = round_.plan["windows"]
         assert isinstance(count, int)
         self._windows = windows(sorted(round_.upstream), count)
         self._sorted: OrderedDict[int, tuple[list[str], Places]] = OrderedDict()
 
-    def of(self, unit: Unit) -> pa.Table:
+    def rows(self, unit: Unit) -> pa.Table:
         """The shard's rows in the order of its samples: COLUMNS and the round's src_* columns.
 
         Raises StoreError where the outcomes do not hold what the round counted.

@@ -83,7 +83,8 @@ def _make(
                 return
             heard(worker.run(unit, alone=True))
     else:
-        run_units(recipe, Pass("shard", make), [[unit] for unit in units], stop, heard)
+        lanes = [[{name: unit[name] for name in ("unit", "generation", "rows")}] for unit in units]
+        run_units(recipe, Pass("shard", make), lanes, stop, heard)
     if failed:
         raise StoreError(f"{failed[0]}" + (f" (and {len(failed) - 1} more units)" if len(failed) > 1 else ""))
     if not stop.is_set() and (left := unfinished(read_rounds(folder), folder.generations())):
@@ -154,16 +155,19 @@ class ShardWorker:
                     f"shard unit {name}: {attempt.lone_deaths} workers died making it alone, most likely for want of "
                     f"memory; give the workers more, or lower shard.number_sample_per_shard, and remove {marks}"
                 )
-            rows = self._round(name.split("-")[0]).of(unit)
+            # Not from `unit`: Ray Data makes arrays of the lists in what passes through it.
+            round_ = self._round(name.split("-")[0])
+            described = round_.units[name]
+            rows = round_.rows(described)
             scratch = self._store.scratch()
             done.callback(shutil.rmtree, scratch, ignore_errors=True)
             pool = done.enter_context(closing(PoolReader(self._store)))
             try:
-                outputs = write_shard(rows, unit["shard"], self._recipe, pool, scratch, name)
+                outputs = write_shard(rows, described["shard"], self._recipe, pool, scratch, name)
             except PoolMismatchError as error:
                 return {"unit": name, "state": "failed", "rows": 0, "error": str(error)}
             counts = {"ok": {"": rows.num_rows}}
-            record = self._folder.commit(attempt, outputs, counts, rows.num_rows, digest(unit))
+            record = self._folder.commit(attempt, outputs, counts, rows.num_rows, digest(described))
             given_up.pop_all()
         return {"unit": name, "state": "done", "rows": record.rows, "counts": record.counts}
 
