@@ -90,7 +90,7 @@ def _png(data: bytes, _max_frames: int) -> Header:
     width, height, depth, colour = struct.unpack_from(">IIBB", data, 16)
     if colour not in _PNG_CHANNELS:
         raise ValueError(f"colour type {colour}")
-    frames, exif, icc, plain = 1, None, None, colour in (0, 2, 3) and depth <= 8
+    frames, exif, icc, plain = 0, None, None, colour in (0, 2, 3) and depth <= 8
     at = 33
     for number in range(MAX_CHUNKS + 1):
         if at + 8 > len(data):
@@ -101,8 +101,8 @@ def _png(data: bytes, _max_frames: int) -> Header:
             break
         if name == b"tRNS":
             plain = False
-        elif name == b"acTL":
-            frames = int.from_bytes(body[:4], "big")
+        elif name == b"fcTL":
+            frames += 1  # acTL only claims a number
         elif name == b"eXIf":
             exif = body.removeprefix(b"Exif\0\0")
         elif name in (b"iCCP", b"zTXt"):
@@ -117,10 +117,10 @@ def _png(data: bytes, _max_frames: int) -> Header:
             raise ValueError(f"more than {MAX_CHUNKS} chunks")
     # Pillow holds 1, 2 and 4 bit pixels in a byte, and 24 bits in four.
     pixel = max(4, _PNG_CHANNELS[colour] * (2 if depth == 16 else 1))
-    return Header("png", width, height, frames, pixel, exif, icc, plain)
+    return Header("png", width, height, max(1, frames), pixel, exif, icc, plain)
 
 
-_PNG_READ: Final = frozenset({b"acTL", b"eXIf", b"iCCP", b"zTXt", b"iTXt"})
+_PNG_READ: Final = frozenset({b"eXIf", b"iCCP", b"zTXt", b"iTXt"})
 
 
 def _inflate(name: bytes, packed: bytes) -> bytes | None:
