@@ -1,0 +1,59 @@
+"""Units over a real Ray actor pool: a worker that dies takes no innocent unit along and loops over none."""
+
+import os
+from pathlib import Path
+
+import pytest
+import ray
+
+from pipeline.runner import Pass, Result, Unit, run_units
+from pipeline.stop import StopFlag
+from schemas.recipe import Recipe
+
+RECIPE = Recipe.model_validate({"ray": {"address": "local", "pools": {"download": 2}}})
+
+
+class MarkingWorker:
+    """Leaves a mark at each begin, as stages do, and dies for real over the unit named poison in the first pass."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+
+    def run(self, unit: Unit, alone: bool) -> Result:
+        marks = list(self.folder.glob(f"{unit['unit']}.*"))
+        if marks and not alone:
+            return {"unit": unit["unit"], "state": "deferred", "rows": 0}
+        (self.folder / f"{unit['unit']}.{len(marks)}").touch()
+        if unit["unit"] == "poison" and not alone:
+            os.kill(os.getpid(), 9)
+        return {"unit": unit["unit"], "state": "done", "rows": unit["rows"], "counts": {"ok": {"": 1}}}
+
+
+@pytest.fixture(autouse=True)
+def _disconnected() -> object:
+    yield
+    ray.shutdown()
+
+
+def run(folder: Path, names: list[str], stop: StopFlag) -> list[Result]:
+    results: list[Result] = []
+    lanes = [[{"unit": name, "generation": 0, "rows": 1}] for name in names]
+    marks = folder / "marks"
+    marks.mkdir()
+    run_units(RECIPE, Pass("download", lambda: MarkingWorker(str(marks)), 3), lanes, stop, results.append)
+    return results
+
+
+def test_every_unit_ends_once_although_a_worker_dies(tmp_path: Path) -> None:
+    names = [f"u{number}" for number in range(12)] + ["poison"]
+    results = run(tmp_path, names, StopFlag(str(tmp_path), "r"))
+    assert sorted(result["unit"] for result in results if result["state"] == "done") == sorted(names)
+    assert all(len(list((tmp_path / "marks").glob(f"{name}.*"))) <= 2 for name in names)
+
+
+def test_a_raised_stop_flag_lets_no_further_unit_begin(tmp_path: Path) -> None:
+    stop = StopFlag(str(tmp_path), "r")
+    stop.raise_flag()
+    results = run(tmp_path, ["a", "b"], stop)
+    assert {result["state"] for result in results} == {"stopped"}
+    assert not list((tmp_path / "marks").iterdir())
