@@ -20,7 +20,8 @@ from pipeline.download.stage import retry_download, run_download
 from pipeline.errors import InputError
 from pipeline.funnel import funnel
 from pipeline.gates import accepted_batches, check_gates, failed_gates
-from pipeline.ingest.stage import load_batches, make_batches, run_ingest
+from pipeline.ingest.batch import load_batches
+from pipeline.ingest.stage import make_batches, run_ingest
 from pipeline.lease import Lease
 from pipeline.progress import Progress
 from pipeline.shard.stage import run_shard
@@ -64,10 +65,16 @@ def build(request: Request) -> int:
     store.check()
     check_gates(request.recipe)
     run = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
-    with Lease.acquire(store, run) as lease:
+    with Lease.acquire(store, run, on_lost=lambda: _leave(store.uri)) as lease:
         if isinstance(store, LocalStore):
             store.clear_scratch()
         return _Run(request, store, run, lease).go()
+
+
+def _leave(root: str) -> None:
+    """Stop at once, writing nothing more: another run has the ROOT now. Workers of an embedded Ray end with us."""
+    log.error("pairmill build: %s: this run has lost its lease to another run, and stops", root)
+    os._exit(1)
 
 
 class _Run:
@@ -102,7 +109,7 @@ class _Run:
             self._stage(stage, batches)
             if self._stop.is_set():
                 return self._stopped()
-        publish(self._store, self._folders)
+        publish(self._store, STAGES)
         return self._judge(batches)
 
     def _stage(self, stage: str, batches: Sequence[Batch]) -> None:
@@ -123,7 +130,7 @@ class _Run:
                 run_download(store, recipe, batches, self._folders["ingest"], folder, run, stop, progress)
         if stop.is_set():
             return
-        self._lease.check()
+        self._lease.renew()
         others = (StageFolder(store, stage, name).completed() for name in fingerprints(store, stage)
                   if name != folder.fingerprint)  # fmt: skip
         latest = max((done.finished_at for done in others if done), default=None)

@@ -1,10 +1,12 @@
 """--plan: what a run would do, without doing it."""
 
+import os
 from typing import TYPE_CHECKING
 
-from pipeline.ingest.stage import count_new_rows, load_batches
+from pipeline.ingest.batch import load_batches
+from pipeline.ingest.stage import count_new_rows
+from pipeline.shard.stage import expected
 from pipeline.storage import open_store
-from pipeline.units import current_folder
 
 if TYPE_CHECKING:
     from pipeline.build import Request
@@ -18,8 +20,6 @@ ROWS_PER_UNIT = 10_000
 
 def plan(request: "Request") -> str:
     """One line a stage: units, rows, requests, bytes, hours. Raises InputError as the run itself would."""
-    import os
-
     from pipeline.build import stage_folders
 
     store = open_store(request.root)
@@ -37,13 +37,11 @@ def plan(request: "Request") -> str:
         rows, units = sum(piece.rows for piece in left) + new, len(left) + new_units
         requests = rows if stage == "download" else 0
         if stage == "shard":
-            samples = request.recipe.shard.number_sample_per_shard
-            fetched = current_folder(store, "download")
-            counts = fetched.completed() if fetched else None
-            rows = new + sum(
-                sum(reasons.values()) for status, reasons in (counts.counts if counts else {}).items() if status == "ok"
+            ready = expected(request.recipe, folders["download"], folders["shard"])
+            rows, units = (
+                ready["samples"] + new,
+                ready["shards"] + -(-new // request.recipe.shard.number_sample_per_shard),
             )
-            units = -(-rows // samples)
         hours = requests / (ROWS_PER_SECOND_PER_CPU * cpus) / 3600
         gigabytes = requests * BYTES_PER_IMAGE / 1e9
         lines.append(f"{stage:<10}{units:>10,}{rows:>14,}{requests:>14,}{gigabytes:>10,.1f}{hours:>10,.2f}")

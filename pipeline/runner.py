@@ -4,6 +4,7 @@ Ray restarts a dead actor and hands its calls to it again, for ever. A worker th
 an attempt's mark; a unit that has one already is *deferred* at once, and runs alone in a second pass.
 """
 
+import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -43,12 +44,12 @@ class _Actor:
         self._stop = stop
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[dict[str, list[Any]]]:
-        for unit in batch["lane"][0]["units"]:
+        for unit in json.loads(batch["lane"][0]):
             if self._stop.is_set():
                 result: Result = {"unit": unit["unit"], "state": "stopped", "rows": 0}
             else:
                 result = self._worker.run(unit, self._alone)
-            yield {"result": [{"json": result}]}
+            yield {"result": [json.dumps(result)]}
 
 
 def run_units(
@@ -75,7 +76,7 @@ def _execute(
     ordered = sorted(lanes, key=lambda lane: -sum(unit["rows"] for unit in lane))
     workers = min(pool_size(recipe, plan.stage), len(ordered))
     dataset = ray.data.from_items(
-        [{"lane": {"units": list(lane)}} for lane in ordered], override_num_blocks=len(ordered)
+        [{"lane": json.dumps(list(lane))} for lane in ordered], override_num_blocks=len(ordered)
     ).map_batches(
         _Actor,
         fn_constructor_args=(plan, alone, stop),
@@ -91,7 +92,7 @@ def _execute(
     deferred = []
     try:
         for row in dataset.iter_rows():
-            result = row["result"]["json"]
+            result = json.loads(row["result"])
             if result["state"] == "deferred":
                 deferred.append(result["unit"])
             report(result)
