@@ -6,21 +6,32 @@ from dataclasses import dataclass, field
 from typing import Final
 
 MAX_BOXES: Final = 20_000
+_ORIENTATIONS: Final = {None: (1, 8, 3, 6), 0: (4, 5, 2, 7), 1: (2, 7, 4, 5)}
 
 
 @dataclass(slots=True)
 class AvifInfo:
-    """`metadata`: item type ('Exif', 'mime') and its extents, (offset, length) in the file."""
+    """`angle`: quarter turns anti-clockwise (irot); `mirror`: axis (imir), applied after turning.
+
+    `extents`: item → (offset, length) in the file.
+    """
 
     width: int = 0
     height: int = 0
     frames: int = 1
+    angle: int = 0
+    mirror: int | None = None
     boxes: int = 0
     types: dict[int, bytes] = field(default_factory=dict)
     extents: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
 
     def metadata(self) -> list[tuple[bytes, list[tuple[int, int]]]]:
         return [(kind, self.extents.get(item, [])) for item, kind in self.types.items() if kind in (b"Exif", b"mime")]
+
+    @property
+    def orientation(self) -> int:
+        """The EXIF orientation, 1 to 8, that turns and mirrors alike; EXIF's own does not count in AVIF."""
+        return _ORIENTATIONS[self.mirror][self.angle]
 
     def exif(self, data: bytes) -> bytes | None:
         """The TIFF structure of the first Exif item."""
@@ -73,6 +84,10 @@ def _walk(data: bytes, at: int, end: int, info: AvifInfo) -> None:
         elif name == b"tkhd" and stop - start >= 8:
             width, height = struct.unpack_from(">II", data, stop - 8)
             info.width, info.height = max(info.width, width >> 16), max(info.height, height >> 16)
+        elif name == b"irot":
+            info.angle = data[start] & 3
+        elif name == b"imir":
+            info.mirror = data[start] & 1
         elif name == b"stsz":
             (count,) = struct.unpack_from(">I", data, start + 8)
             info.frames = max(info.frames, count)

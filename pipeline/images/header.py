@@ -26,7 +26,10 @@ _PNG_CHANNELS: Final = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """`pixel_bytes`: bytes a decoded pixel takes; `exif`: a TIFF structure; `plain`: opaque, 8 bits a channel."""
+    """`pixel_bytes`: bytes a decoded pixel takes; `exif`: a TIFF structure; `plain`: opaque, 8 bits a channel.
+
+    `orientation`: 1 to 8 where the container states it; None: EXIF's counts.
+    """
 
     kind: str
     width: int
@@ -36,6 +39,7 @@ class Header:
     exif: bytes | None = None
     icc: bytes | None = None
     plain: bool = True
+    orientation: int | None = None
 
 
 def read_header(data: bytes, max_frames: int) -> Header:
@@ -209,7 +213,9 @@ def riff_chunks(data: bytes) -> list[tuple[bytes, int, int]]:
 
 def _avif(data: bytes, _max_frames: int) -> Header:
     info = read_avif(data)
-    return Header("avif", info.width, info.height, info.frames, 4, info.exif(data), plain=False)
+    return Header(
+        "avif", info.width, info.height, info.frames, 4, info.exif(data), plain=False, orientation=info.orientation
+    )
 
 
 _READERS: Final = {"jpeg": _jpeg, "png": _png, "gif": _gif, "webp": _webp, "avif": _avif}

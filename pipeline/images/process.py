@@ -94,7 +94,7 @@ class ImageProcessor:
 
     def _fast(self, data: bytes, header: Header, tags: Any, boxes: list[Box]) -> Processed:
         settings = self.settings
-        turned = exif_tags.orientation(tags)
+        turned = header.orientation or exif_tags.orientation(tags)
         across, down = (header.height, header.width) if turned > 4 else (header.width, header.height)
         target = target_size(across, down, settings)
         check_target(target.size if target else (across, down), target, settings)
