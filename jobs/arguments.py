@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import yaml
 
-from pipeline.errors import HeldError, InputError
+from pipeline.errors import HeldError, InputError, LeaseLostError
 from schemas.recipe import Recipe, RecipeError, parse_recipe
 
 DONE, FAILED, BAD_INPUT, GATE_FAILED, HELD = 0, 1, 2, 3, 4
@@ -95,7 +95,7 @@ def run_main(prog: str, main: Callable[[], int]) -> int:
         return _fail(prog, error, BAD_INPUT)
     except BrokenPipeError:
         return FAILED
-    except OSError as error:
+    except (OSError, LeaseLostError) as error:
         return _fail(prog, error, FAILED)
 
 
