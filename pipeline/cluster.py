@@ -1,5 +1,6 @@
 """The Ray a run uses: the cluster it was submitted to, one named in the recipe, or an embedded one."""
 
+import json
 import logging
 import os
 import signal
@@ -47,4 +48,6 @@ def pool_size(recipe: Recipe, stage: str) -> int:
 
 def job_id() -> str | None:
     """The submission id of the Ray job this process is the driver of, or None."""
-    return os.environ.get("RAY_JOB_SUBMISSION_ID") or None
+    config = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")  # what `ray job submit` sets
+    submission: str | None = (config.get("metadata") or {}).get("job_submission_id")
+    return submission

@@ -1,9 +1,11 @@
 """One S3 bucket over boto3: gets, conditional puts and listings that ride out a store's passing faults."""
 
+import contextlib
 import os
 import random
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,13 +22,25 @@ T = TypeVar("T")
 TRIES = 10
 """Tries a request gets over 5xx, 409, 429, resets and timeouts; at 20% faults, all fail once in 10 million."""
 
-_GONE = {"404", "NoSuchKey", "NotFound"}
+PART_BYTES = 16 << 20
+"""Files larger than this go up in parts of this size, each with its own tries: four are in memory at a time."""
+
+_NONE: frozenset[str] = frozenset()
+_GONE = frozenset({"404", "NoSuchKey", "NotFound"})
+_REFUSED = frozenset({"412", "PreconditionFailed"})
+_FORGOTTEN = frozenset({"404", "NoSuchUpload"})
 _PASSING = {"409", "429", "500", "502", "503", "504", "SlowDown", "InternalError", "ServiceUnavailable"}
 _PASSING |= {"ConditionalRequestConflict", "RequestTimeout", "OperationAborted"}
 
 
+class _DeniedError(StoreError):
+    """The store, or boto3 before it, says no; asking again would not help."""
+
+
 class S3Bucket:
-    """Pickles by name: every process opens its own client."""
+    """Pickles by name: every process opens its own client. Every method raises StoreError where all tries failed
+    or the store says no (AccessDenied, NoSuchBucket …).
+    """
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -44,49 +58,77 @@ class S3Bucket:
 
     def require(self) -> None:
         """Raise InputError if the bucket is not there or not ours to use."""
-        from botocore.exceptions import ClientError, NoCredentialsError
-
         try:
-            self._ask(lambda: self._client.head_bucket(Bucket=self.name))
-        except NoCredentialsError:
-            raise InputError(f"s3://{self.name}: no AWS credentials in the environment") from None
-        except ClientError as error:
-            code = error.response["Error"]["Code"]
-            raise InputError(
-                f"s3://{self.name}: the store answers {code}; check the bucket's name, the region and credentials"
-            ) from None
+            found = self._ask(lambda: self._client.head_bucket(Bucket=self.name), _GONE)
+        except _DeniedError as error:
+            raise InputError(f"{error}; check the bucket's name and region, the credentials and their rights") from None
+        except ValueError as error:  # an endpoint that is no URL
+            raise InputError(f"s3://{self.name}: {error}") from None
+        if found is None:
+            raise InputError(f"s3://{self.name}: there is no such bucket; create it, or check its name and region")
 
     def get(self, key: str, byte_range: str | None = None) -> tuple[bytes, str] | None:
-        """The object's bytes and ETag, or None where there is none."""
+        """The object's bytes and ETag, or None where there is none, or none in this range."""
         extra: Any = {"Range": byte_range} if byte_range else {}
 
         def read() -> tuple[bytes, str]:
             answer = self._client.get_object(Bucket=self.name, Key=key, **extra)
             return answer["Body"].read(), answer["ETag"]
 
-        return self._found(read)
+        return self._ask(read, _GONE | {"InvalidRange"})
 
     def size(self, key: str) -> int | None:
-        answer = self._found(lambda: self._client.head_object(Bucket=self.name, Key=key))
+        answer = self._ask(partial(self._client.head_object, Bucket=self.name, Key=key), _GONE)
         return answer["ContentLength"] if answer else None
 
     def put(self, key: str, data: bytes, if_none_match: str | None = None, if_match: str | None = None) -> bool:
         """False where the condition does not hold (412), also after a try of ours whose reply was lost."""
-        from botocore.exceptions import ClientError
-
         condition = {"IfNoneMatch": if_none_match, "IfMatch": if_match}
         extra: Any = {name: value for name, value in condition.items() if value}
-        try:
-            self._ask(lambda: self._client.put_object(Bucket=self.name, Key=key, Body=data, **extra))
-        except ClientError as error:
-            if error.response["Error"]["Code"] in ("412", "PreconditionFailed", *_GONE):
-                return False
-            raise
-        return True
+        call = partial(self._client.put_object, Bucket=self.name, Key=key, Body=data, **extra)
+        return self._ask(call, _REFUSED | _GONE if extra else _NONE) is not None
+
+    def delete(self, key: str, if_match: str | None = None) -> bool:
+        """False where the object has another ETag than `if_match`."""
+        extra: Any = {"IfMatch": if_match} if if_match else {}
+        call = partial(self._client.delete_object, Bucket=self.name, Key=key, **extra)
+        return self._ask(call, _REFUSED | _GONE) is not None or self.size(key) is None
 
     def upload(self, local: Path, key: str) -> None:
         """Upload a file by one PUT or a completed multipart: nothing is visible before its end."""
-        self._ask(lambda: self._client.upload_file(str(local), self.name, key))
+        size = local.stat().st_size
+        if size <= PART_BYTES:
+            self.put(key, local.read_bytes())
+            return
+        part = max(PART_BYTES, -(-size // 10_000))  # S3 takes at most 10,000 parts
+        for _ in range(TRIES):
+            if self._multipart(local, key, range(0, size, part)):
+                return
+        raise StoreError(f"s3://{self.name}/{key}: the store forgot the upload {TRIES} times")
+
+    def _multipart(self, local: Path, key: str, parts: range) -> bool:
+        """False where the store no longer knows the upload: it was aborted, or done and the reply was lost."""
+        where: Any = {"Bucket": self.name, "Key": key}
+        where["UploadId"] = self._must(partial(self._client.create_multipart_upload, **where))["UploadId"]
+
+        def send(number: int) -> Any:
+            with local.open("rb") as file:
+                file.seek(parts[number])
+                body = file.read(parts.step)
+            return self._ask(partial(self._client.upload_part, **where, PartNumber=number + 1, Body=body), _FORGOTTEN)
+
+        try:
+            with ThreadPoolExecutor(4) as pool:
+                answers = list(pool.map(send, range(len(parts))))
+            if None in answers:
+                return False
+            done: Any = [{"ETag": answer["ETag"], "PartNumber": number} for number, answer in enumerate(answers, 1)]
+            call = partial(self._client.complete_multipart_upload, **where, MultipartUpload={"Parts": done})
+            return self._ask(call, _FORGOTTEN) is not None
+        except BaseException:
+            with contextlib.suppress(OSError):  # left there it costs storage, though no reader sees it
+                self._ask(partial(self._client.abort_multipart_upload, **where), _FORGOTTEN)
+            raise
 
     def list(self, prefix: str) -> Iterator[tuple[str, int]]:
         for page in self._pages(Prefix=prefix):
@@ -101,12 +143,9 @@ class S3Bucket:
     def _pages(self, **wanted: Any) -> Iterator[Any]:
         token: Any = {}
         while token is not None:
-            page = self._ask(partial(self._client.list_objects_v2, Bucket=self.name, **wanted, **token))
+            page = self._must(partial(self._client.list_objects_v2, Bucket=self.name, **wanted, **token))
             yield page
             token = {"ContinuationToken": page["NextContinuationToken"]} if page["IsTruncated"] else None
-
-    def delete(self, key: str) -> None:
-        self._ask(lambda: self._client.delete_object(Bucket=self.name, Key=key))
 
     def arrow(self) -> pafs.FileSystem:
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
@@ -116,48 +155,36 @@ class S3Bucket:
             retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=TRIES),
         )
 
-    def _found(self, call: Callable[[], T]) -> T | None:
-        from botocore.exceptions import ClientError
+    def _must(self, call: Callable[[], T]) -> T:
+        answer = self._ask(call, _NONE)
+        assert answer is not None
+        return answer
 
-        try:
-            return self._ask(call)
-        except ClientError as error:
-            if error.response["Error"]["Code"] in _GONE:
-                return None
-            raise
+    def _ask(self, call: Callable[[], T], expected: frozenset[str]) -> T | None:
+        """Call until it answers: passing faults are asked again with growing, jittered pauses.
 
-    def _ask(self, call: Callable[[], T]) -> T:
-        """Call until it answers: passing faults are asked again with growing, jittered pauses."""
-        from boto3.exceptions import S3UploadFailedError
-        from botocore.exceptions import (
-            BotoCoreError,
-            ClientError,
-            ConnectionError,
-            HTTPClientError,
-            IncompleteReadError,
-            ResponseStreamingError,
-        )
+        None where the store answers with one of the `expected` error codes.
+        """
+        from botocore import exceptions as botocore
+        from botocore.parsers import ResponseParserError
 
         for attempt in range(TRIES):
+            if attempt:
+                time.sleep(random.uniform(0.5, 1.0) * min(0.05 * 2**attempt, 5.0))
             try:
                 return call()
-            except ClientError as error:
+            except botocore.ClientError as error:
                 code = error.response["Error"]["Code"]
                 status = str(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", ""))
+                if code in expected:
+                    return None
                 if code not in _PASSING and status not in _PASSING:
-                    raise
-                fault: BaseException = error
-            except (
-                ConnectionError,
-                HTTPClientError,
-                IncompleteReadError,
-                ResponseStreamingError,
-                OSError,
-            ) as error:
+                    raise _DeniedError(f"s3://{self.name}: {error}") from None
+                fault: Exception = error
+            except (botocore.HTTPClientError, botocore.ConnectionError, ResponseParserError) as error:
                 fault = error
-            except S3UploadFailedError as error:
+            except (botocore.IncompleteReadError, botocore.FlexibleChecksumError) as error:  # a cut answer
                 fault = error
-            except BotoCoreError:
-                raise
-            time.sleep(random.uniform(0.5, 1.0) * min(0.05 * 2**attempt, 5.0))
+            except botocore.BotoCoreError as error:  # no credentials, a name that is none …
+                raise _DeniedError(f"s3://{self.name}: {error}") from None
         raise StoreError(f"s3://{self.name}: {TRIES} tries failed, the last with: {fault}")

@@ -5,6 +5,8 @@ import fcntl
 import hashlib
 import os
 import shutil
+import tempfile
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +15,8 @@ from urllib.parse import urlsplit
 
 import pyarrow.fs as pafs
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, StoreError
+from pipeline.liveness import started, this_process
 from pipeline.s3 import S3Bucket
 
 
@@ -32,7 +35,7 @@ class Store(Protocol):
         """The file's bytes. Raises FileNotFoundError."""
 
     def read_range(self, path: str, offset: int, size: int) -> bytes:
-        """`size` bytes from `offset`. Raises FileNotFoundError."""
+        """`size` bytes from `offset`, fewer at the file's end. Raises FileNotFoundError."""
 
     def read_tagged(self, path: str) -> tuple[bytes, str] | None:
         """The file's bytes and its ETag, or None where there is no file."""
@@ -50,7 +53,7 @@ class Store(Protocol):
         """Replace the file only if its ETag is still `etag`; False if it is not."""
 
     def files(self, prefix: str) -> Iterator[Entry]:
-        """Every file below the folder `prefix`, in no order; nothing where there is no such folder."""
+        """Every file below the folder `prefix` ("" for all), in no order; nothing where there is no such folder."""
 
     def folders(self, prefix: str) -> list[str]:
         """Names of the folders directly below `prefix`, sorted."""
@@ -58,8 +61,8 @@ class Store(Protocol):
     def size(self, path: str) -> int | None:
         """The file's size in bytes, or None."""
 
-    def delete(self, path: str) -> None:
-        """Remove the file if it is there."""
+    def delete(self, path: str, etag: str | None = None) -> bool:
+        """Remove the file if it is there and, given an ETag, only if it still has it; False if it has another."""
 
     def scratch(self) -> Path:
         """A new empty folder on local disk, cheap to publish from."""
@@ -69,6 +72,9 @@ class Store(Protocol):
 
     def arrow(self) -> tuple[pafs.FileSystem, str]:
         """A pyarrow filesystem for reading, and the root's path in it."""
+
+
+_LOCK = "swap.lock"
 
 
 def open_store(uri: str) -> Store:
@@ -105,33 +111,34 @@ class LocalStore:
 
     def publish(self, local: Path, path: str) -> None:
         target = self.root / path
-        target.parent.mkdir(parents=True, exist_ok=True)
+        _make(target.parent)
         if local.stat().st_dev != target.parent.stat().st_dev:
-            local = Path(shutil.copyfile(local, self._temporary()))
-        _fsync(local)
-        local.rename(target)
-        _fsync(target.parent)
+            with self._temporary() as copy:
+                shutil.copyfile(local, copy)
+                _rename(copy, target)
+            local.unlink()
+        else:
+            _rename(local, target)
 
     def create(self, path: str, data: bytes) -> bool:
         target = self.root / path
-        temporary = self._written(data)
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.link(temporary, target)
-            _fsync(target.parent)
-        except FileExistsError:
-            return target.read_bytes() == data
-        finally:
-            temporary.unlink()
+        _make(target.parent)
+        with self._written(data) as temporary:
+            try:
+                os.link(temporary, target)
+            except FileExistsError:
+                return target.read_bytes() == data
+        _fsync(target.parent)
         return True
 
     def replace(self, path: str, data: bytes) -> None:
-        self.publish(self._written(data), path)
+        target = self.root / path
+        _make(target.parent)
+        with self._written(data) as temporary:
+            _rename(temporary, target)
 
     def swap(self, path: str, data: bytes, etag: str) -> bool:
-        self._tmp.mkdir(parents=True, exist_ok=True)
-        with (self._tmp / "swap.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with self._locked():
             current = self.read_tagged(path)
             if current is None or current[1] != etag:
                 return False
@@ -140,6 +147,7 @@ class LocalStore:
 
     def files(self, prefix: str) -> Iterator[Entry]:
         folders = [self.root / prefix]
+        cut = len(str(self.root).rstrip("/")) + 1
         while folders:
             try:
                 entries = os.scandir(folders.pop())
@@ -148,10 +156,11 @@ class LocalStore:
             with entries:
                 for entry in entries:
                     if entry.is_dir(follow_symlinks=False):
-                        folders.append(Path(entry.path))
+                        if entry.path != str(self._tmp):
+                            folders.append(Path(entry.path))
                         continue
                     with contextlib.suppress(FileNotFoundError):
-                        yield Entry(os.path.relpath(entry.path, self.root), entry.stat().st_size)
+                        yield Entry(entry.path[cut:], entry.stat().st_size)
 
     def folders(self, prefix: str) -> list[str]:
         try:
@@ -165,40 +174,74 @@ class LocalStore:
         except FileNotFoundError:
             return None
 
-    def delete(self, path: str) -> None:
-        (self.root / path).unlink(missing_ok=True)
+    def delete(self, path: str, etag: str | None = None) -> bool:
+        if etag is None:
+            (self.root / path).unlink(missing_ok=True)
+            return True
+        with self._locked():
+            current = self.read_tagged(path)
+            if current is not None and current[1] != etag:
+                return False
+            (self.root / path).unlink(missing_ok=True)
+            return True
 
     def scratch(self) -> Path:
-        folder = self._temporary()
+        _make(self._tmp)
+        folder = self._tmp / uuid.uuid4().hex
         folder.mkdir()
         return folder
 
     def check(self) -> None:
         try:
-            self._written(b"").unlink()
+            with self._written(b"") as temporary, self._temporary() as link:
+                os.link(temporary, link)
         except OSError as error:
             raise InputError(
-                f"output {self.uri}: cannot write here ({error.strerror}); give a folder you may write to"
+                f"output {self.uri}: cannot write here ({error.strerror}); give a folder that you may write to, "
+                "on a disk that has hard links"
             ) from None
 
     def arrow(self) -> tuple[pafs.FileSystem, str]:
         return pafs.LocalFileSystem(), self.uri
 
     def clear_scratch(self) -> None:
-        """Remove what killed runs left unfinished; only for the holder of the lease."""
-        shutil.rmtree(self._tmp, ignore_errors=True)
+        """Remove what killed runs left unfinished; only for the holder of the lease.
 
-    def _temporary(self) -> Path:
-        self._tmp.mkdir(parents=True, exist_ok=True)
-        return self._tmp / uuid.uuid4().hex
+        Files of the last minute stay: other runs that ask for the lease write some too.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            for entry in os.scandir(self._tmp):
+                if entry.is_dir(follow_symlinks=False):
+                    shutil.rmtree(entry.path, ignore_errors=True)
+                elif entry.name != _LOCK and time.time() - entry.stat().st_mtime > 60:
+                    Path(entry.path).unlink(missing_ok=True)
 
-    def _written(self, data: bytes) -> Path:
-        path = self._temporary()
-        with path.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        return path
+    @contextlib.contextmanager
+    def _temporary(self) -> Iterator[Path]:
+        """A name in ROOT/.tmp; whatever is left under it at the end goes, also after a full disk."""
+        _make(self._tmp)
+        path = self._tmp / uuid.uuid4().hex
+        try:
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _written(self, data: bytes) -> Iterator[Path]:
+        with self._temporary() as path:
+            with path.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            yield path
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """One process and thread at a time; the kernel gives the lock back when its holder dies."""
+        _make(self._tmp)
+        with (self._tmp / _LOCK).open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
 
 class S3Store:
@@ -213,6 +256,11 @@ class S3Store:
     def _key(self, path: str) -> str:
         return f"{self._prefix}/{path}" if self._prefix else path
 
+    def _folder(self, prefix: str) -> str:
+        """The key that everything below a folder begins with; "" for the whole bucket."""
+        key = self._key(prefix).rstrip("/")
+        return f"{key}/" if key else ""
+
     def read(self, path: str) -> bytes:
         found = self._bucket.get(self._key(path))
         if found is None:
@@ -220,10 +268,12 @@ class S3Store:
         return found[0]
 
     def read_range(self, path: str, offset: int, size: int) -> bytes:
+        if size == 0:  # which a Range header cannot say
+            return b""
         found = self._bucket.get(self._key(path), f"bytes={offset}-{offset + size - 1}")
-        if found is None:
+        if found is None and self.size(path) is None:
             raise FileNotFoundError(f"{self.uri}/{path}")
-        return found[0]
+        return found[0] if found else b""
 
     def read_tagged(self, path: str) -> tuple[bytes, str] | None:
         return self._bucket.get(self._key(path))
@@ -250,38 +300,68 @@ class S3Store:
 
     def files(self, prefix: str) -> Iterator[Entry]:
         cut = len(self._prefix) + 1 if self._prefix else 0
-        for key, size in self._bucket.list(self._key(prefix.rstrip("/")) + "/"):
-            yield Entry(key[cut:], size)
+        for key, size in self._bucket.list(self._folder(prefix)):
+            if not key.endswith("/"):  # consoles mark empty folders with such objects
+                yield Entry(key[cut:], size)
 
     def folders(self, prefix: str) -> list[str]:
-        return sorted(self._bucket.folders(self._key(prefix.rstrip("/")) + "/"))
+        return sorted(self._bucket.folders(self._folder(prefix)))
 
     def size(self, path: str) -> int | None:
         return self._bucket.size(self._key(path))
 
-    def delete(self, path: str) -> None:
-        self._bucket.delete(self._key(path))
+    def delete(self, path: str, etag: str | None = None) -> bool:
+        return self._bucket.delete(self._key(path), etag)
 
     def scratch(self) -> Path:
-        from tempfile import mkdtemp
-
-        return Path(mkdtemp(prefix="pairmill-"))
+        _clear_dead_scratch()
+        pid, begun = this_process()
+        return Path(tempfile.mkdtemp(prefix=f"pairmill-{pid}-{begun}-"))
 
     def check(self) -> None:
-        probe = self._key(f".probe-{uuid.uuid4().hex}")
+        """Also asks whether both conditions on writes are kept: without them two runs could overwrite each other."""
         self._bucket.require()
+        probe = self._key(f".probe-{uuid.uuid4().hex}")
         try:
-            self._bucket.put(probe, b"1", if_none_match="*")
-            if self._bucket.put(probe, b"2", if_none_match="*"):
-                raise InputError(
-                    f"output {self.uri}: this store ignores If-None-Match, so two runs could overwrite each "
-                    "other; use one with conditional writes (AWS S3, MinIO, R2 …) or a local path"
-                )
-        finally:
-            self._bucket.delete(probe)
+            held = self._bucket.put(probe, b"1", if_none_match="*") and not (
+                self._bucket.put(probe, b"2", if_none_match="*")
+                or self._bucket.put(probe, b"3", if_match='"00000000000000000000000000000000"')
+            )
+            why = "ignores If-None-Match or If-Match"
+        except StoreError as error:
+            held, why = False, f"refuses If-None-Match or If-Match, or our writing ({error})"
+        if not held:
+            raise InputError(
+                f"output {self.uri}: this store {why}, so two runs could overwrite each other; "
+                "use one with conditional writes (AWS S3, MinIO, R2 …) or a local path"
+            )
+        self._bucket.delete(probe)
 
     def arrow(self) -> tuple[pafs.FileSystem, str]:
         return self._bucket.arrow(), f"{self._bucket.name}/{self._prefix}".rstrip("/")
+
+
+def _clear_dead_scratch() -> None:
+    """Remove the scratch folders that dead processes of this machine and user left in its temporary folder."""
+    for entry in Path(tempfile.gettempdir()).glob("pairmill-*-*-*"):
+        _, pid, begun, _ = entry.name.split("-", 3)
+        with contextlib.suppress(FileNotFoundError):
+            if pid.isdigit() and started(int(pid)) != begun and entry.stat().st_uid == os.getuid():
+                shutil.rmtree(entry, ignore_errors=True)
+
+
+def _make(folder: Path) -> None:
+    """Create a folder and its parents durably: each new name is on disk before what goes into it."""
+    if not folder.is_dir():
+        _make(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _fsync(folder.parent)
+
+
+def _rename(local: Path, target: Path) -> None:
+    _fsync(local)
+    local.rename(target)
+    _fsync(target.parent)
 
 
 def _fsync(path: Path) -> None:
