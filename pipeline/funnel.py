@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from pipeline.shard.plan import read_rounds
 from pipeline.storage import Store
 from pipeline.units import StageFolder
 from schemas.records import Batch, Round, UnitRecord
@@ -17,7 +18,7 @@ def funnel(store: Store, folders: Mapping[str, StageFolder], batches: Sequence[B
     known = {"", *(batch.batch for batch in batches)}
     rows: list[FunnelRow] = []
     for stage, folder in folders.items():
-        rows += stage_rows(stage, folder.records().values(), read_rounds(store, folder))
+        rows += stage_rows(stage, folder.records().values(), read_rounds(folder))
     return [row for row in rows if row["batch"] in known]
 
 
@@ -39,12 +40,6 @@ def stage_rows(stage: str, records: Iterable[UnitRecord], rounds: Iterable[Round
         {"batch": batch, "stage": stage, "status": status, "reason": reason, "rows": rows}
         for (batch, status, reason), rows in sorted(total.items())
     ]
-
-
-def read_rounds(store: Store, folder: StageFolder) -> list[Round]:
-    """The rounds of a set-level stage in order; none for a stage that works batch by batch."""
-    paths = sorted(path for path, _ in store.files(f"{folder.base}/rounds"))
-    return [Round.model_validate_json(store.read(path)) for path in paths]
 
 
 def sum_rows(funnel: Iterable[FunnelRow], **wanted: str) -> int:

@@ -1,0 +1,117 @@
+"""python -m jobs.show ROOT: the funnel, rows in and out of every stage by status and reason; or one column."""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from jobs.arguments import Parser, run_main
+from pipeline.columns import Column, read_column
+from pipeline.root import open_root
+from pipeline.summary import Summary, summarise
+
+BAR = 40
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser(prog="python -m jobs.show", description="Rows in and out of every stage, by status and reason.")
+    parser.add_argument("root", metavar="ROOT", help="the --output of a build: a folder or s3://bucket/prefix")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--column", metavar="C", help="quantiles and histogram, or top values, of a published column")
+    flags = parser.parse_args(argv)
+    return run_main("pairmill show", lambda: _show(flags.root, flags.column, flags.json))
+
+
+def _show(uri: str, column: str | None, as_json: bool) -> int:
+    store = open_root(uri)
+    found: Column | Summary = read_column(store, column) if column else summarise(store)
+    if as_json:
+        print(json.dumps(asdict(found), indent=1, ensure_ascii=False))
+        return 0
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=120)
+    if isinstance(found, Column):
+        _print_column(console, found)
+    else:
+        _print_funnel(console, found)
+    return 0
+
+
+def _print_funnel(console: Console, found: Summary) -> None:
+    batches = f"{len(found.batches)} batch" + ("" if len(found.batches) == 1 else "es")
+    table = Table(title=f"{found.root}: {batches}, {found.input_rows:,} input rows", title_justify="left")
+    table.add_column("stage")
+    table.add_column("status")
+    table.add_column("reason")
+    table.add_column("rows", justify="right")
+    table.add_column("share", justify="right")
+    for stage in found.stages:
+        table.add_section()
+        table.add_row(stage.stage, "in", "", f"{stage.rows_in:,}", "", style="bold")
+        for row in stage.rows:
+            style = "green" if row["status"] == "ok" else ""
+            table.add_row(
+                "", row["status"], row["reason"], f"{row['rows']:,}", _share(row["rows"], stage.rows_in), style=style
+            )
+        if stage.pending:
+            table.add_row("", "pending", "", f"{stage.pending:,}", _share(stage.pending, stage.rows_in), style="yellow")
+        table.add_row("", "out", "", f"{stage.rows_out:,}", _share(stage.rows_out, stage.rows_in), style="bold")
+    console.print(table)
+    if len(found.batches) > 1:
+        console.print(_batches(found))
+    for gate in found.failed_gates:
+        console.print(Text(f"gate {gate['gate']} failed for batch {gate['batch']}: {gate['detail']}", style="red"))
+    for stage in found.stages:
+        if stage.finished_at is None:
+            console.print(f"{stage.stage} is not finished: run the build again and it goes on from here")
+    if found.dataset:
+        console.print(Text(f"dataset: {found.dataset} ({found.samples:,} samples in {found.shards:,} shards)"))
+
+
+def _batches(found: Summary) -> Table:
+    table = Table(title="ok rows by batch", title_justify="left")
+    table.add_column("batch")
+    table.add_column("input", justify="right")
+    for stage in found.stages:
+        table.add_column(stage.stage, justify="right")
+    for batch in found.batches:
+        table.add_row(batch["batch"], f"{batch['rows']:,}", *(f"{batch['ok'].get(s.stage, 0):,}" for s in found.stages))
+    return table
+
+
+def _print_column(console: Console, found: Column) -> None:
+    console.print(
+        Text(f"{found.table}.{found.name} ({found.type}): {found.rows:,} rows, {found.nulls:,} null, ")
+        + Text(f"about {found.distinct:,} distinct")
+    )
+    if found.quantiles:
+        console.print("  ".join(f"{name} {_number(value)}" for name, value in found.quantiles.items()))
+    bars: list[tuple[str, int]] = found.top or [
+        (f"{_number(low)} … {_number(high)}", rows) for low, high, rows in found.histogram
+    ]
+    most = max((rows for _, rows in bars), default=1)
+    table = Table(box=None, show_header=False)
+    table.add_column(overflow="ellipsis", no_wrap=True, max_width=60)
+    table.add_column(justify="right")
+    table.add_column()
+    for label, rows in bars:
+        table.add_row(Text(label), f"{rows:,}", "█" * max(int(rows > 0), round(BAR * rows / most)))
+    console.print(table)
+
+
+def _share(rows: int, of: int) -> str:
+    return f"{rows / of:.1%}" if of else ""
+
+
+def _number(value: Any) -> str:
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:.4g}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

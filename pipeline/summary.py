@@ -1,0 +1,93 @@
+"""A ROOT at a glance: the funnel folded over batches, failed gates, and where the dataset is."""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.funnel import FunnelRow, funnel, sum_rows
+from pipeline.gates import FailedGate, failed_gates
+from pipeline.root import current_folders, read_batches, read_runs
+from pipeline.storage import Store
+from schemas.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class StageSummary:
+    """`rows_in` is what the stage before left for it; `pending` of them have no outcome yet."""
+
+    stage: str
+    fingerprint: str
+    finished_at: str | None
+    rows_in: int
+    rows_out: int
+    pending: int
+    rows: list[FunnelRow]
+    """status, reason and rows, over all batches; ok first, then by rows."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    root: str
+    input_rows: int
+    batches: list[dict[str, Any]]
+    """`batch`, `rows` and `ok`: stage → rows."""
+    stages: list[StageSummary]
+    funnel: list[FunnelRow]
+    failed_gates: list[FailedGate]
+    """By the gates of the last run's recipe, accepted batches left out."""
+    dataset: str | None
+    samples: int
+    shards: int
+
+
+def summarise(store: Store) -> Summary:
+    """Read the records of a ROOT, finished or under way."""
+    batches = read_batches(store)
+    folders = current_folders(store)
+    runs = read_runs(store)
+    rows = funnel(store, folders, list(batches.values()))
+    input_rows = sum(batch.rows for batch in batches.values() if batch.readmits is None)
+    stages: list[StageSummary] = []
+    before = input_rows
+    for stage, folder in folders.items():
+        done = folder.completed()
+        judged = sum_rows(rows, stage=stage)
+        out = sum_rows(rows, stage=stage, status="ok")
+        # A retry may leave ok rows that no round has taken; until then they are pending.
+        stages.append(
+            StageSummary(
+                stage, folder.fingerprint, done.finished_at if done else None, before, out,
+                max(0, before - judged), _fold([row for row in rows if row["stage"] == stage]),
+            )
+        )  # fmt: skip
+        before = out
+    recipe = Recipe.model_validate(runs[-1].recipe) if runs else Recipe()
+    accepted = {batch for run in runs for batch in run.accepts}
+    shard = folders.get("shard")
+    made = shard.records() if shard else {}
+    return Summary(
+        root=store.uri,
+        input_rows=input_rows,
+        batches=[
+            {
+                "batch": batch.batch,
+                "rows": batch.rows,
+                "ok": {stage: sum_rows(rows, stage=stage, batch=batch.batch, status="ok") for stage in folders},
+            }
+            for batch in batches.values()
+        ],
+        stages=stages,
+        funnel=rows,
+        failed_gates=failed_gates(recipe, rows, accepted) if runs else [],
+        dataset=f"{store.uri}/{shard.base}/dataset" if shard and made else None,
+        samples=sum_rows(rows, stage="shard", status="ok"),
+        shards=len(made),
+    )
+
+
+def _fold(rows: list[FunnelRow]) -> list[FunnelRow]:
+    total: Counter[tuple[str, str]] = Counter()
+    for row in rows:
+        total[row["status"], row["reason"]] += row["rows"]
+    ordered = sorted(total.items(), key=lambda item: (item[0][0] != "ok", -item[1], item[0]))
+    return [{"status": status, "reason": reason, "rows": count} for (status, reason), count in ordered]
