@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from pipeline.faults import fault_point
@@ -76,7 +77,7 @@ class StageFolder:
         while not self.store.create(f"{prefix}/{unit}.{generation}.{number}", json.dumps(mark).encode()):
             number += 1
         deaths = 0
-        for previous, following in zip(earlier.values(), [*list(earlier.values())[1:], mark], strict=True):
+        for previous, following in pairwise([*earlier.values(), mark]):
             # The same run went on after this attempt, so its driver lived while the worker died.
             deaths += bool(previous["alone"]) and previous["run"] == following["run"]
         return Attempt(unit, generation, number, deaths)
