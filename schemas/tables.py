@@ -48,6 +48,8 @@ REJECTS: Final = _table(
     ("reason", pa.string(), "why, from the closed set of statuses"),
     ("detail", pa.string(), "the rule's name, or the value and what is wrong with it"),
     ("dup_of", pa.string(), "uid of the pair that stayed, for duplicates"),
+    ("text", pa.string(), "alt text as given, after UTF-8 repair; null where the row had none"),
+    ("text_repaired", pa.bool_(), "url or text held bytes that are not UTF-8; they are U+FFFD now"),
 )
 
 OUTCOMES: Final = _table(
