@@ -24,9 +24,12 @@ class AvifInfo:
     boxes: int = 0
     types: dict[int, bytes] = field(default_factory=dict)
     extents: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
+    loose: list[tuple[int, int]] = field(default_factory=list)
 
     def metadata(self) -> list[tuple[bytes, list[tuple[int, int]]]]:
-        return [(kind, self.extents.get(item, [])) for item, kind in self.types.items() if kind in (b"Exif", b"mime")]
+        """(Exif or mime, extents) of every item and box that is not drawn."""
+        items = [(kind, self.extents.get(item, [])) for item, kind in self.types.items() if kind in (b"Exif", b"mime")]
+        return [*items, (b"mime", self.loose)]
 
     @property
     def orientation(self) -> int:
@@ -91,6 +94,8 @@ def _walk(data: bytes, at: int, end: int, info: AvifInfo) -> None:
         elif name == b"stsz":
             (count,) = struct.unpack_from(">I", data, start + 8)
             info.frames = max(info.frames, count)
+        elif name in (b"uuid", b"free", b"skip", b"udta"):
+            info.loose.append((start, stop - start))
         elif name == b"iinf":
             _items(data, start, stop, info)
         elif name == b"iloc":

@@ -20,11 +20,11 @@ def parse_boxes(boxes: object) -> list[Box]:
 
     Raises ImageError bad_row on anything else: a face that should be blurred must not pass because of a typo.
     """
-    if boxes is None or boxes == "":
+    if boxes is None or (isinstance(boxes, str) and not boxes.strip()):
         return []
     try:
         listed = json.loads(boxes) if isinstance(boxes, str | bytes) else boxes
-        parsed = [tuple(float(side) for side in box) for box in listed or ()]  # type: ignore[union-attr]
+        parsed = [tuple(float(side) for side in box) for box in (() if listed is None else listed)]  # type: ignore[union-attr]
     except (TypeError, ValueError):
         raise ImageError("bad_row", f"boxes are not [[left, top, right, bottom], …]: {str(boxes)[:100]}") from None
     for box in parsed:

@@ -6,6 +6,7 @@ will not decode cleanly, Pillow judges: its strict load decides what is corrupt.
 
 import io
 import struct
+import warnings
 import zlib
 from typing import Any, Final
 
@@ -19,6 +20,7 @@ from pipeline.images.errors import ImageError
 from pipeline.images.header import Header
 from pipeline.images.resize import Pixels
 
+warnings.filterwarnings("ignore", module=r"PIL\.")  # the web is full of odd EXIF; rows say what matters
 cv2.setNumThreads(0)  # one image a thread: a pool inside each would fight the other workers for the cores
 
 BROKEN: Final = (

@@ -32,6 +32,9 @@ LARGE: Final = 64 << 20
 POISON: Final = "PAIRMILL_POISON_SHA256"
 """Fault injection: an image with this sha256 kills the process that decodes it, as a broken decoder would."""
 
+_STDOUT_TAKEN: Final = threading.Lock()
+"""img2dataset's Resizer redirects the process's stdout and stderr while it works: two at once would lose them."""
+
 _KIND_OF: Final = {"jpg": "jpeg", "png": "png", "webp": "webp"}
 _EXTENSION: Final = {"jpeg": "jpg", "png": "png", "webp": "webp", "gif": "gif", "avif": "avif"}
 
@@ -61,7 +64,10 @@ class ImageProcessor:
         """Raises ValueError when `pixels: img2dataset` is asked for and that extra is not installed."""
         self.settings = settings
         self._one_large = threading.Lock()
-        self._resizer = _img2dataset_resizer(settings) if settings.pixels == "img2dataset" else None
+        theirs = settings.pixels == "img2dataset"
+        self._resizer = _img2dataset_resizer(settings, settings.skip_reencode) if theirs else None
+        # With skip_reencode it hands out the unblurred original of a blurred image that needed no resizing.
+        self._blurring_resizer = _img2dataset_resizer(settings, False) if theirs else None
 
     def __call__(self, data: bytes, boxes: object = None) -> Processed:
         """`boxes`: [[left, top, right, bottom], …] in 0…1 of the image as stored. Raises ImageError only."""
@@ -153,8 +159,10 @@ class ImageProcessor:
     def _by_img2dataset(self, data: bytes, header: Header, tags: Any, boxes: list[Box]) -> Processed:
         target = target_size(header.width, header.height, self.settings)
         check_target(target.size if target else (header.width, header.height), target, self.settings)
-        assert self._resizer is not None
-        packed, width, height, _, _, error = self._resizer(io.BytesIO(data), boxes or None)
+        resizer = self._blurring_resizer if boxes else self._resizer
+        assert resizer is not None
+        with _STDOUT_TAKEN:
+            packed, width, height, _, _, error = resizer(io.BytesIO(data), boxes or None)
         if error is not None:
             raise ImageError("decode_error", f"img2dataset: {error}")
         if packed == data:
@@ -215,7 +223,7 @@ def _die_of(poison: str, data: bytes) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _img2dataset_resizer(settings: Download) -> Any:
+def _img2dataset_resizer(settings: Download, skip_reencode: bool) -> Any:
     # albumentations asks PyPI for its newest version when imported.
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     try:
@@ -231,7 +239,7 @@ def _img2dataset_resizer(settings: Download) -> Any:
         downscale_interpolation=settings.downscale_interpolation,
         encode_quality=quality(settings),
         encode_format=settings.encode_format,
-        skip_reencode=settings.skip_reencode,
+        skip_reencode=skip_reencode,
         disable_all_reencoding=False,
         min_image_size=settings.min_image_size,
         max_image_area=settings.max_image_area,
