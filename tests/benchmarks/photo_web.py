@@ -112,6 +112,8 @@ class Web:
 class Served:
     """What the server saw between two resets."""
 
+    first: float | None = None
+    """time.time() of the first request of any kind."""
     requests: int = 0
     robots: int = 0
     connections: int = 0
@@ -275,6 +277,7 @@ class _Loop:
         """Set the client's output; False where the connection is to be reset. A stalled URL gets no output."""
         served = self._served
         served.requests += 1
+        served.first = served.first or time.time()
         path = request.split(b" ", 2)[1]
         if not path.startswith(b"/photos/"):
             served.robots += path == b"/robots.txt"
