@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 
 import pyarrow as pa
 
@@ -56,7 +57,7 @@ class PoolReader:
         """
         starts = block_starts(table["pool_size"].to_pylist())
         ahead: list[tuple[int, int, list[Future[list[tuple[int, bytes]]]]]] = []
-        for start, end in zip(starts, [*starts[1:], table.num_rows], strict=True):
+        for start, end in pairwise([*starts, table.num_rows]):
             ranges = plan_ranges(table.slice(start, end - start))
             ahead.append((start, end - start, [self._threads.submit(self._read, part) for part in ranges]))
             if len(ahead) > 1:

@@ -1,4 +1,4 @@
-"""Samples a second of one shard worker, in this process: python -m tests.benchmarks.shard [samples] [root].
+"""Samples a second of one shard worker, in this process: python -m tests.benchmarks.shard [samples].
 
 Units have 10,000 rows of 15 KB images (random bytes behind a JPEG signature: nothing decodes here), all in one pool
 file so that many units fit on a small disk.
