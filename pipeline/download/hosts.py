@@ -1,0 +1,102 @@
+"""What one worker knows of each host: its slots, its pace, and how it has been answering."""
+
+import asyncio
+from collections import OrderedDict
+from typing import Any
+
+from schemas.recipe import Download
+
+DOWN_AFTER = 20
+"""Connection failures in a row after which a host is down (design.md, "Statuses")."""
+SILENT_AFTER = 4
+"""Timeouts in a row after which a host gets no retries and shorter deadlines."""
+LEAST_DEADLINE_S = 2.0
+MAX_IDLE = 20_000
+"""Hosts remembered though nobody is fetching from them."""
+
+
+class Host:
+    """Connections and starts are limited exactly; both count robots.txt and redirects to this host too."""
+
+    def __init__(self, name: str, settings: Download) -> None:
+        self.name = name
+        self.connections = asyncio.Semaphore(settings.per_host.connections)
+        self.starting = asyncio.Lock()
+        """Held by the one request that waits for its start, so that starts are spaced and none is lost."""
+        self.next_start = 0.0
+        self.users = 0
+        self.robots: dict[str, Any] = {}
+        """Origin → what is known of its robots.txt."""
+        self._settings = settings
+        self._round = max(SILENT_AFTER, settings.per_host.connections)
+        self.fresh()
+
+    def fresh(self) -> None:
+        """Start counting failures anew, as for a new unit."""
+        self._unreached = 0
+        self._timeouts = 0
+        self._stalled = 0.0
+        self._stalled_until = 0.0
+
+    def connected(self) -> None:
+        self._unreached = 0
+
+    def unreached(self) -> None:
+        self._unreached += 1
+
+    def answered(self) -> None:
+        """A whole answer came, whatever it said."""
+        self._timeouts = 0
+
+    def timed_out(self, began: float, ended: float) -> None:
+        """Count a timeout; stalls at the same time count their wall seconds once."""
+        self._timeouts += 1
+        self._stalled += ended - max(began, min(self._stalled_until, ended))
+        self._stalled_until = ended
+
+    @property
+    def silent(self) -> bool:
+        return self._timeouts >= SILENT_AFTER
+
+    def deadline(self) -> float:
+        """Seconds for one try: halved for each round of timeouts in a row (a round: one a connection)."""
+        timeout = self._settings.timeout
+        return max(min(LEAST_DEADLINE_S, timeout), timeout * 0.5 ** (self._timeouts // self._round))
+
+    def given_up(self) -> tuple[str, str] | None:
+        """(reason, detail) where no further request should go to the host."""
+        if self._unreached >= DOWN_AFTER:
+            return "host_down", f"{self._unreached} connection failures in a row"
+        if self._stalled > self._settings.host_budget:
+            return "host_budget", f"{self._stalled:.0f} s of stalls"
+        return None
+
+
+class Hosts:
+    """Hosts by name; idle ones are dropped, the longest unused first."""
+
+    def __init__(self, settings: Download) -> None:
+        self._settings = settings
+        self._hosts: OrderedDict[str, Host] = OrderedDict()
+
+    def get(self, name: str) -> Host:
+        host = self._hosts.get(name)
+        if host is None:
+            host = self._hosts[name] = Host(name, self._settings)
+            if len(self._hosts) > MAX_IDLE:
+                oldest = next(iter(self._hosts.values()))
+                if oldest.users == 0:
+                    del self._hosts[oldest.name]
+                else:
+                    self._hosts.move_to_end(oldest.name)
+        else:
+            self._hosts.move_to_end(name)
+        return host
+
+    def forget(self, name: str) -> None:
+        """A unit is done with the host: its failures count no longer. Its pace and robots.txt stay, for other units
+        of its lane and for redirects, until it is the longest unused."""
+        host = self._hosts.get(name)
+        if host is not None:
+            host.fresh()
+            host.robots = {origin: entry for origin, entry in host.robots.items() if entry.keep}

@@ -1,0 +1,70 @@
+"""What a robots.txt says to us (RFC 9309), Content-Usage lines included."""
+
+import re
+from urllib.parse import urlsplit
+
+from protego import Protego
+
+MAX_BYTES = 500 * 1024
+"""RFC 9309, 2.5: at least 500 KiB are parsed."""
+KEEP_S = 24 * 3600.0
+"""RFC 9309, 2.4."""
+
+
+class RobotsRules:
+    """The rules of one robots.txt for the crawler `token`; `denied` says why everything is disallowed."""
+
+    def __init__(self, source: str, body: bytes = b"", token: str = "", denied: str | None = None) -> None:
+        self.source = source
+        self.denied = denied
+        self.found = bool(body.strip())
+        self._token = token
+        text = body[:MAX_BYTES].decode("utf-8-sig", "replace") if self.found else ""
+        self._parsed = Protego.parse(text) if self.found else None
+        self._usage = _usage_lines(text, token) if "content-usage" in text.lower() else []
+
+    def allowed(self, url: str) -> bool:
+        """Whether `url`, of this robots.txt's origin, may be fetched."""
+        if self.denied is not None:
+            return False
+        return self._parsed is None or bool(self._parsed.can_fetch(url, self._token))
+
+    def content_usage(self, url: str) -> list[str]:
+        """The preferences for `url`: of the lines whose path matches, those with the longest path."""
+        if not self._usage:
+            return []
+        parts = urlsplit(url)
+        path = parts.path + (f"?{parts.query}" if parts.query else "")
+        matching = [(len(pattern), value) for pattern, value in self._usage if _matches(pattern, path)]
+        longest = max((length for length, _ in matching), default=0)
+        return [value for length, value in matching if length == longest]
+
+
+def _usage_lines(text: str, token: str) -> list[tuple[str, str]]:
+    """(path pattern, preferences) of the groups for `token`, else of those for `*` (draft-ietf-aipref-attach)."""
+    groups: dict[str, list[tuple[str, str]]] = {}
+    agents: list[str] = []
+    in_rules = True
+    for line in text.splitlines():
+        field, colon, value = line.partition("#")[0].partition(":")
+        field, value = field.strip().lower(), value.strip()
+        if not colon:
+            continue
+        if field == "user-agent":
+            agents = [value.lower()] if in_rules else [*agents, value.lower()]
+            in_rules = False
+            # A group for us without a preference is still the group that counts.
+            groups.setdefault(value.lower(), [])
+        elif field != "sitemap":
+            in_rules = True
+        if field == "content-usage" and value:
+            pattern, _, rest = value.partition(" ") if value.startswith("/") else ("/", "", value)
+            for agent in agents:
+                groups[agent].append((pattern, rest.strip()))
+    return groups.get(token.lower(), groups.get("*", []))
+
+
+def _matches(pattern: str, path: str) -> bool:
+    anchored = pattern.endswith("$")
+    parts = [re.escape(part) for part in pattern.removesuffix("$").split("*")]
+    return re.match(".*".join(parts) + ("$" if anchored else ""), path) is not None
