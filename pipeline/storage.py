@@ -30,6 +30,8 @@ class Store(Protocol):
     """Paths are relative to the root, with `/`. Every write is whole or not there."""
 
     uri: str
+    parallel_reads: int
+    """Small reads worth having under way at a time."""
 
     def read(self, path: str) -> bytes:
         """The file's bytes. Raises FileNotFoundError."""
@@ -89,6 +91,8 @@ def open_store(uri: str) -> Store:
 
 class LocalStore:
     """Files below a folder of a local (or shared POSIX) disk. Unfinished files live in ROOT/.tmp."""
+
+    parallel_reads = 1
 
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
@@ -246,6 +250,8 @@ class LocalStore:
 
 class S3Store:
     """Objects below s3://bucket/prefix. The endpoint and credentials are those of the environment (boto3's rules)."""
+
+    parallel_reads = 48
 
     def __init__(self, uri: str) -> None:
         parts = urlsplit(uri)

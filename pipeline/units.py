@@ -3,13 +3,16 @@
 import hashlib
 import json
 import re
+import uuid
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
+from datetime import datetime, timedelta
+from itertools import pairwise, starmap
 from pathlib import Path
 
+from pipeline.errors import LeaseLostError
 from pipeline.faults import fault_point
 from pipeline.storage import Store
 from schemas.records import Complete, Counts, FileEntry, UnitRecord, now
@@ -18,7 +21,11 @@ MAX_LONE_DEATHS = 5
 """Attempts that ran alone and whose worker died while its driver lived, before a unit's rows end as internal."""
 
 _RECORD = re.compile(r"units/(?P<unit>\d+-\d+)\.(?P<generation>\d+)\.json$")
-_FILE = re.compile(r"/(?P<unit>\d+-\d+)\.(?P<generation>\d+)\.(?P<attempt>\d+)\.[a-z]+$")
+_FILE = re.compile(r"/(?P<unit>\d+-\d+)\.(?P<generation>\d+)\.(?P<attempt>\d+)\.[a-z0-9]+$")
+_MARK = re.compile(r"attempts/(?P<unit>\d+-\d+)\.(?P<generation>\d+)\.(?P<number>\d+)(?P<withdrawn>\.withdrawn)?$")
+
+_CHUNK = 2048
+"""Records asked for at a time: enough to keep every connection busy, few enough to hold."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,10 @@ class Attempt:
     unit: str
     generation: int
     number: int
+    """From 1; never given twice, so it tells this attempt's files from every other's."""
     lone_deaths: int
+    suspect: bool = False
+    """An earlier attempt was neither committed nor withdrawn: run the unit alone."""
 
 
 class StageFolder:
@@ -51,55 +61,93 @@ class StageFolder:
     def generations(self) -> dict[str, int]:
         """unit → highest committed generation, from names alone."""
         found: dict[str, int] = {}
-        for path, _ in self.store.files(f"{self.base}/units"):
-            match = _RECORD.search(path)
-            if match:
-                unit, generation = match["unit"], int(match["generation"])
-                found[unit] = max(generation, found.get(unit, -1))
+        for match in self._names("units", _RECORD):
+            unit, generation = match["unit"], int(match["generation"])
+            found[unit] = max(generation, found.get(unit, -1))
         return found
 
     def records(self) -> dict[str, UnitRecord]:
         """unit → current record, in the order of the units' names."""
-        wanted = sorted(self.generations().items())
-        with ThreadPoolExecutor(16) as pool:
-            return {record.unit: record for record in pool.map(lambda item: self.record(*item), wanted)}
+        return {record.unit: record for record in self.iter_records()}
+
+    def iter_records(self) -> Iterator[UnitRecord]:
+        """The current records in the order of the units' names, a few thousand in memory at a time."""
+        return self._read(sorted(self.generations().items()))
+
+    def _read(self, wanted: Sequence[tuple[str, int]]) -> Iterator[UnitRecord]:
+        if self.store.parallel_reads == 1:
+            yield from starmap(self.record, wanted)
+            return
+        with ThreadPoolExecutor(self.store.parallel_reads) as pool:
+            for start in range(0, len(wanted), _CHUNK):
+                yield from pool.map(lambda item: self.record(*item), wanted[start : start + _CHUNK])
 
     def record(self, unit: str, generation: int) -> UnitRecord:
+        """The record of one generation. Raises FileNotFoundError where it is not committed."""
         data = self.store.read(f"{self.base}/units/{unit}.{generation}.json")
         return UnitRecord.model_validate_json(data)
 
+    def committed(self, unit: str, generation: int) -> UnitRecord | None:
+        """The record of one generation, or None. Ask before work: Ray hands a dead actor's calls out again."""
+        try:
+            return self.record(unit, generation)
+        except FileNotFoundError:
+            return None
+
     def begin(self, unit: str, generation: int, run: str, alone: bool) -> Attempt:
         """Leave a mark before work starts, so that whoever comes next knows of a death."""
-        prefix = f"{self.base}/attempts"
-        earlier = self._attempts(unit, generation)
-        number = max(earlier, default=0) + 1
-        mark = {"run": run, "alone": alone, "at": now()}
-        while not self.store.create(f"{prefix}/{unit}.{generation}.{number}", json.dumps(mark).encode()):
-            number += 1
-        deaths = 0
-        for previous, following in pairwise([*earlier.values(), mark]):
+        mark: dict[str, object] = {"run": run, "alone": alone, "at": now(), "id": uuid.uuid4().hex}
+        while True:
+            earlier = self._marks(unit, generation)
+            number = len(earlier) + 1
+            if self.store.create(f"{self.base}/attempts/{unit}.{generation}.{number}", json.dumps(mark).encode()):
+                break
+        counted = [one for one in earlier if one is not None]
+        deaths = sum(
             # The same run went on after this attempt, so its driver lived while the worker died.
-            deaths += bool(previous["alone"]) and previous["run"] == following["run"]
-        return Attempt(unit, generation, number, deaths)
+            bool(previous["alone"]) and previous["run"] == following["run"]
+            for previous, following in pairwise([*counted, mark])
+        )
+        return Attempt(unit, generation, number, deaths, suspect=bool(counted))
 
     def withdraw(self, attempt: Attempt) -> None:
-        """Take the mark back: the attempt was given up in good order (SIGTERM), not killed."""
-        self.store.delete(f"{self.base}/attempts/{attempt.unit}.{attempt.generation}.{attempt.number}")
+        """Say that the attempt was given up in good order (SIGTERM, deferred), not killed.
+
+        The mark stays and a second one withdraws it: a number that came free could be given to another attempt
+        while a straggler of this one still publishes files under it.
+        """
+        self._withdraw(f"{self.base}/attempts/{attempt.unit}.{attempt.generation}.{attempt.number}")
 
     def withdraw_run(self, run: str) -> None:
-        """Take back a stopped run's marks on units it did not commit; only once its workers are gone."""
-        committed = set(self.generations().items())
-        for path, _ in list(self.store.files(f"{self.base}/attempts")):
-            unit, generation, _ = path.rpartition("/")[2].split(".")
-            if (unit, int(generation)) not in committed and json.loads(self.store.read(path))["run"] == run:
-                self.store.delete(path)
+        """Withdraw a stopped run's attempts at units it did not commit; only once its workers are gone."""
+        committed = {match.group("unit", "generation") for match in self._names("units", _RECORD)}
+        marks = list(self._names("attempts", _MARK))
+        withdrawn = {match.group("unit", "generation", "number") for match in marks if match["withdrawn"]}
+        for match in marks:
+            if match.group("unit", "generation") in committed:
+                continue
+            if match.group("unit", "generation", "number") in withdrawn:
+                continue
+            path = f"{self.base}/{match[0]}"
+            if json.loads(self.store.read(path))["run"] == run:
+                self._withdraw(path)
 
-    def _attempts(self, unit: str, generation: int) -> dict[int, dict[str, object]]:
-        found: dict[int, dict[str, object]] = {}
+    def _withdraw(self, mark: str) -> None:
+        self.store.create(f"{mark}.withdrawn", b"withdrawn\n")
+
+    def _marks(self, unit: str, generation: int) -> list[dict[str, object] | None]:
+        """The marks left so far, by number from 1; None for those withdrawn."""
+        found: list[dict[str, object] | None] = []
         path = f"{self.base}/attempts/{unit}.{generation}."
         while (tagged := self.store.read_tagged(f"{path}{len(found) + 1}")) is not None:
-            found[len(found) + 1] = json.loads(tagged[0])
+            withdrawn = self.store.size(f"{path}{len(found) + 1}.withdrawn") is not None
+            found.append(None if withdrawn else json.loads(tagged[0]))
         return found
+
+    def _names(self, folder: str, pattern: re.Pattern[str]) -> Iterator[re.Match[str]]:
+        for path, _ in self.store.files(f"{self.base}/{folder}"):
+            if match := pattern.search(path):
+                yield match
 
     def commit(
         self, attempt: Attempt, outputs: Iterable[Output], counts: Counts, rows: int, input_digest: str,
@@ -111,76 +159,100 @@ class StageFolder:
         first, its record is returned and our files are removed.
         """
         unit, generation = attempt.unit, attempt.generation
-        entries = list(keep)
+        if (winner := self.committed(unit, generation)) is not None:
+            return winner  # and nothing of ours is written over what it names
+        published = []
         fault_point("before-publish", unit)
         for output in outputs:
-            name = output.name or (f"{output.table}/{unit}.{generation}.{attempt.number}{output.local.suffix}")
+            name = output.name or f"{output.table}/{unit}.{generation}.{attempt.number}{output.local.suffix}"
             size, digest = measure(output.local)
             self.store.publish(output.local, f"{self.base}/{name}")
-            entries.append(FileEntry(path=name, bytes=size, sha256=digest, rows=output.rows, table=output.table))
+            published.append(FileEntry(path=name, bytes=size, sha256=digest, rows=output.rows, table=output.table))
+            fault_point("mid-publish", unit)
         record = UnitRecord(
             unit=unit, generation=generation, attempt=attempt.number, input_digest=input_digest,
-            rows=rows, counts=counts, files=entries,
+            rows=rows, counts=counts, files=[*keep, *published],
         )  # fmt: skip
         fault_point("before-record", unit)
         if self.store.create(f"{self.base}/units/{unit}.{generation}.json", record.to_bytes()):
             fault_point("after-record", unit)
             return record
+        # Another attempt won. Only what this attempt published goes: `keep` belongs to an earlier generation, and a
+        # name fixed by the layout is the winner's too.
         winner = self.record(unit, generation)
         named = {entry.path for entry in winner.files}
-        for entry in entries:
-            if entry.path not in named and _FILE.search(entry.path):
+        for entry in published:
+            if entry.path not in named and _FILE.search(f"/{entry.path}"):
                 self.store.delete(f"{self.base}/{entry.path}")
         return winner
 
     def sweep(self) -> int:
-        """Remove files that a committed unit's record does not name; returns how many."""
-        current = self.records()
-        committed = {
-            (match["unit"], int(match["generation"]))
-            for path, _ in self.store.files(f"{self.base}/units")
-            if (match := _RECORD.search(path))
-        }
-        own: dict[tuple[str, int], set[str]] = {}
+        """Remove the files of killed and beaten attempts; returns how many.
+
+        A file goes only where the record of its own unit and generation exists and neither that record nor the
+        unit's current one names it: so never one whose attempt may still commit.
+        """
+        files: dict[tuple[str, int], list[str]] = {}
+        for path, _ in self.store.files(self.base):
+            inside = path.removeprefix(f"{self.base}/")
+            if not inside.startswith(("units/", "attempts/")) and (match := _FILE.search(f"/{inside}")):
+                files.setdefault((match["unit"], int(match["generation"])), []).append(inside)
+        committed = {(match["unit"], int(match["generation"])) for match in self._names("units", _RECORD)}
+        current: dict[str, int] = {}
+        for unit, generation in committed:
+            current[unit] = max(generation, current.get(unit, -1))
+        due = files.keys() & committed
+        named: dict[str, set[str]] = {}
+        for record in self._read(sorted(due | {(unit, current[unit]) for unit, _ in due})):
+            named.setdefault(record.unit, set()).update(entry.path for entry in record.files)
         removed = 0
-        for path, _ in list(self.store.files(self.base)):
-            match = _FILE.search(path)
-            if not match:
-                continue
-            key = (match["unit"], int(match["generation"]))
-            if key not in committed:
-                continue
-            if key not in own:
-                own[key] = {entry.path for entry in self.record(*key).files}
-                own[key] |= {entry.path for entry in current[key[0]].files}
-            if path.removeprefix(f"{self.base}/") not in own[key]:
-                self.store.delete(path)
-                removed += 1
+        for unit, generation in due:
+            for path in files[unit, generation]:
+                if path not in named[unit]:
+                    self.store.delete(f"{self.base}/{path}")
+                    removed += 1
         return removed
 
     def completed(self) -> Complete | None:
         tagged = self.store.read_tagged(f"{self.base}/complete.json")
         return Complete.model_validate_json(tagged[0]) if tagged else None
 
-    def complete(self, records: dict[str, UnitRecord], batches: list[str], latest: str | None) -> bool:
+    def complete(self, records: Mapping[str, UnitRecord], batches: list[str], latest: str | None) -> bool:
         """Fold the current records into complete.json; True if it changed.
 
         `latest` is the newest finished_at among the stage's other fingerprints: a later one than ours means that
-        this folder has to say again that it is the current one.
+        this folder has to say again that it is the current one. Raises LeaseLostError if another run writes
+        complete.json at the same time.
         """
+        path = f"{self.base}/complete.json"
+        tagged = self.store.read_tagged(path)
+        before = Complete.model_validate_json(tagged[0]) if tagged else None
         content = {
             "rows": sum(record.rows for record in records.values()),
             "counts": add_counts(record.counts for record in records.values()),
             "files": sum(len(record.files) for record in records.values()),
             "batches": batches,
         }
-        before = self.completed()
         same = before is not None and before.model_dump(exclude={"finished_at"}) == content
-        if same and (latest is None or before is None or before.finished_at > latest):
+        if same and before is not None and (latest is None or before.finished_at > latest):
             return False
-        finished = Complete.model_validate({**content, "finished_at": now()})
-        self.store.replace(f"{self.base}/complete.json", finished.to_bytes())
+        finished = Complete.model_validate({**content, "finished_at": _after(latest)})
+        if tagged is None:
+            done = self.store.create(path, finished.to_bytes())
+        else:
+            done = self.store.swap(path, finished.to_bytes(), tagged[1])
+        if not done:
+            raise LeaseLostError(f"{self.store.uri}/{path}: another run has just written it; this run stops")
         return True
+
+
+def _after(latest: str | None) -> str:
+    """The current time, or a microsecond after `latest` where that clock was ahead of ours."""
+    time = now()
+    if latest is not None and time <= latest:
+        later = datetime.fromisoformat(latest) + timedelta(microseconds=1)
+        time = later.isoformat(timespec="microseconds")
+    return time
 
 
 def current_folder(store: Store, stage: str) -> StageFolder | None:
@@ -194,7 +266,7 @@ def current_folder(store: Store, stage: str) -> StageFolder | None:
 
 
 def fingerprints(store: Store, stage: str) -> list[str]:
-    """Fingerprints under which the stage has been completed at least once."""
+    """Fingerprints under which the stage has been begun at least once."""
     return store.folders(stage)
 
 
