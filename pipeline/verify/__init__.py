@@ -1,0 +1,1 @@
+"""Proves a ROOT's invariants (design, "Invariants") from its files alone."""

@@ -1,0 +1,163 @@
+"""The whole verification: records first, then unit by unit, then what only all units together can show."""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.shard.plan import read_rounds
+from pipeline.storage import Store
+from pipeline.verify.dataset import check_index, check_members, made_from, read_samples, shard_name
+from pipeline.verify.files import check_hash, check_pool, check_size, chosen
+from pipeline.verify.keys import Keys
+from pipeline.verify.published import check_published
+from pipeline.verify.report import Report
+from pipeline.verify.state import Folder, State, read_state
+from pipeline.verify.sums import check_sums
+from pipeline.verify.units import UnitTables, read_download_unit, read_ingest_unit
+from schemas.records import UnitRecord
+
+THREADS = max(2, min(8, os.cpu_count() or 2))
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+def verify(store: Store, share: float = 1.0) -> Report:
+    """Prove the invariants of a ROOT.
+
+    `share` of its files (and, in pool tars left out, of their members) are read whole and hashed: 1 proves every
+    byte, 0 reads records, sizes and the tables' keys alone. Memory is bounded by a few units and shards.
+    """
+    state = read_state(store)
+    report = Report(store.uri)
+    check_sums(state, report)
+    sizes = report.check(4, "recorded files are there, whole")
+    for path, entry in state.recorded():
+        sizes.add(1, check_size(state, path, entry))
+    hashed: set[str] = set()
+    with Keys() as keys, ThreadPoolExecutor(THREADS) as pool:
+        keys.add_batches(state.batches)
+        shard = state.current.get("shard")
+        source = made_from(store, shard, state.current.get("download")) if shard else ""
+        _units(state, report, keys, pool, share, hashed, source)
+        keys.check_rows(report.check(1, "input rows have one outcome each"))
+        keys.check_uids(report.check(1, "uids are unique"))
+        keys.check_witnesses(report.check(3, "duplicates have a witness that stayed"))
+        if shard:
+            _dataset(state, shard, report, keys, pool, share, hashed, source)
+        _hashes(state, report, pool, share, hashed)
+    check_published(state, report, share)
+    if unrecorded := state.unrecorded():
+        report.notes.append(f"{unrecorded} files that no record names (left by a kill; the next run sweeps them)")
+    return report
+
+
+def _units(
+    state: State, report: Report, keys: Keys, pool: ThreadPoolExecutor, share: float, hashed: set[str], source: str
+) -> None:
+    """Each unit's tables and pool; `source` is a further download folder that the dataset was made from."""
+    ingest = state.current.get("ingest")
+    downloads = [folder for folder in state.folders if folder is state.current.get("download") or folder.base == source]
+    names = sorted({unit for folder in (ingest, *downloads) if folder for unit in folder.current})
+    rows, members = report.check(1, "tables agree with their records"), report.check(2, "pool members")
+    files = report.check(4, "recorded files are there, whole")
+
+    def read(name: str) -> list[tuple[Folder, UnitTables, int]]:
+        found = []
+        pairs: pa.Table | None = None
+        if ingest and name in ingest.current:
+            unit = read_ingest_unit(state.store, ingest, ingest.current[name])
+            pairs = unit.pairs
+            found.append((ingest, unit, 0))
+        for folder in downloads:
+            if name in folder.current:
+                found.append((folder, *_download_unit(state.store, folder, folder.current[name], pairs, share)))
+        return found
+
+    for found in ordered(pool, read, names):
+        for folder, unit, count in found:
+            tables = [table for table in (unit.pairs, unit.rejects, unit.outcomes) if table is not None]
+            rows.add(sum(table.num_rows for table in tables), unit.rows)
+            members.add(count, unit.pool)
+            files.add(0, unit.files)
+            if unit.pairs is not None:
+                keys.add("pairs", unit.pairs)
+            if unit.rejects is not None:
+                keys.add("rejects", unit.rejects)
+            if unit.outcomes is not None:
+                ok = unit.outcomes.filter(pc.equal(unit.outcomes["status"], "ok"))
+                keys.add("outcomes", ok.append_column("folder", pa.repeat(pa.scalar(folder.base), ok.num_rows)))
+    for folder in downloads:
+        hashed.update(
+            path
+            for record in folder.current.values()
+            for entry in folder.files(record, "pool")
+            if chosen(path := f"{folder.base}/{entry.path}", share)
+        )
+
+
+def _download_unit(
+    store: Store, folder: Folder, record: UnitRecord, pairs: pa.Table | None, share: float
+) -> tuple[UnitTables, int]:
+    unit = read_download_unit(store, folder, record, pairs)
+    if unit.outcomes is None:
+        return unit, 0
+    breaches, files, count = check_pool(store, folder, record, unit.outcomes, share)
+    unit.pool += breaches
+    unit.files += files
+    return unit, count
+
+
+def _dataset(
+    state: State, shard: Folder, report: Report, keys: Keys, pool: ThreadPoolExecutor, share: float,
+    hashed: set[str], source: str,
+) -> None:  # fmt: skip
+    """The dataset's samples against the outcomes, and the members of its shards against its samples."""
+    store = state.store
+    samples, members = report.check(5, "samples trace back"), report.check(5, "members of samples")
+    files = report.check(4, "recorded files are there, whole")
+    keys.add_rounds(read_rounds(shard.folder))
+    for table, breaches in ordered(pool, lambda record: read_samples(store, shard, record), shard.current.values()):
+        samples.add(0, breaches)
+        if table is not None:
+            keys.add("samples", table)
+    keys.check_samples(samples, source)
+    samples.add(0, check_index(state, shard))
+    records = {shard_name(record): record for record in shard.current.values()}
+    work = ((records[name], rows) for name, rows in keys.samples(source))
+    for breaches, broken, count in ordered(
+        pool, lambda item: check_members(store, shard, item[0], item[1], share), work
+    ):
+        members.add(count, breaches)
+        files.add(0, broken)
+    hashed.update(
+        path
+        for record in shard.current.values()
+        for entry in shard.files(record, "tar")
+        if record.rows and chosen(path := f"{shard.base}/{entry.path}", share)
+    )
+
+
+def _hashes(state: State, report: Report, pool: ThreadPoolExecutor, share: float, hashed: set[str]) -> None:
+    """Hash the recorded files that no earlier check has read whole."""
+    check = report.check(4, "sha256 of recorded files")
+    check.add(len(hashed))
+    left = (item for item in state.recorded() if item[0] not in hashed and chosen(item[0], share))
+    for breaches in ordered(pool, lambda item: check_hash(state.store, *item), left):
+        check.add(1, breaches)
+
+
+def ordered(pool: ThreadPoolExecutor, work: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
+    """Like pool.map, but only a few items ahead, so that results do not pile up in memory."""
+    ahead: deque[Future[U]] = deque()
+    for item in items:
+        ahead.append(pool.submit(work, item))
+        if len(ahead) > THREADS:
+            yield ahead.popleft().result()
+    while ahead:
+        yield ahead.popleft().result()
