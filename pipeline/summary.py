@@ -61,7 +61,6 @@ def summarise(store: Store) -> Summary:
             )
         )  # fmt: skip
         before = out
-    recipe = Recipe.model_validate(runs[-1].recipe) if runs else Recipe()
     accepted = {batch for run in runs for batch in run.accepts}
     shard = folders.get("shard")
     made = shard.records() if shard else {}
@@ -78,11 +77,17 @@ def summarise(store: Store) -> Summary:
         ],
         stages=stages,
         funnel=rows,
-        failed_gates=failed_gates(recipe, rows, accepted) if runs else [],
+        failed_gates=failed_gates(_gates_of(runs[-1].recipe), rows, accepted) if runs else [],
         dataset=f"{store.uri}/{shard.base}/dataset" if shard and made else None,
         samples=sum_rows(rows, stage="shard", status="ok"),
         shards=len(made),
     )
+
+
+def _gates_of(recorded: dict[str, Any]) -> Recipe:
+    """The gates of a recorded recipe, and nothing else of it: an older version may have had other fields."""
+    download = {"min_success": recorded.get("download", {}).get("min_success", 0.0)}
+    return Recipe.model_validate({"gates": recorded.get("gates", {}), "download": download})
 
 
 def _fold(rows: list[FunnelRow]) -> list[FunnelRow]:
