@@ -30,7 +30,7 @@ KINDS: Final[dict[str, Kind]] = {
     "bmp": Kind("unsupported_format", "bmp"),
     # Broken connections and slow ones.
     "reset-at-once": Kind("connect"),
-    "reset-in-body": Kind("truncated"),
+    "reset-in-body": Kind("connect"),
     "reset-then-ok": Kind(None),
     "short-body": Kind("truncated"),
     "stall": Kind("timeout", rare=True),

@@ -89,7 +89,7 @@ class WebServer:
         return data
 
     async def compose_ahead(self) -> None:
-        """Compose what the cache lacks, one picture at a time, passing over those whose turn comes while others wait."""
+        """Compose what the cache lacks, one at a time, passing over those whose turn comes while clients wait."""
         for number in range(self.pictures):
             if not self._composing:
                 await self.picture(number)

@@ -94,7 +94,7 @@ class Web:
                 "hosts_file": str(self.folder / "hosts"),
                 "ca_file": str(self.folder / "ca.pem"),
                 "allow_addresses": [ADDRESSES],
-                "timeout": 3,
+                "timeout": 5,
                 "retries": 1,
             }
         }
