@@ -24,7 +24,7 @@ from pipeline.ingest.batch import load_batches
 from pipeline.ingest.stage import make_batches, run_ingest
 from pipeline.lease import Lease
 from pipeline.progress import Progress
-from pipeline.shard.stage import run_shard
+from pipeline.shard.stage import expected, run_shard
 from pipeline.stop import StopFlag
 from pipeline.storage import LocalStore, Store, open_store
 from pipeline.tables import publish
@@ -117,8 +117,7 @@ class _Run:
         folder = self._folders[stage]
         self._lease.check()
         store, recipe, run, stop = self._store, self._recipe, self._run, self._stop
-        missing = [piece.rows for batch in batches for piece in batch.units if piece.unit not in folder.generations()]
-        with Progress(stage, sum(missing)) as progress:
+        with Progress(stage, self._rows_ahead(stage, batches)) as progress:
             if stage == "ingest":
                 run_ingest(store, recipe, batches, folder, run, stop, progress)
             elif stage == "shard":
@@ -136,6 +135,16 @@ class _Run:
         latest = max((done.finished_at for done in others if done), default=None)
         if folder.complete(folder.records(), [batch.batch for batch in batches], latest):
             folder.sweep()
+
+    def _rows_ahead(self, stage: str, batches: Sequence[Batch]) -> int:
+        folder = self._folders[stage]
+        if stage == "shard":
+            return expected(self._recipe, self._folders["download"], folder)["samples"]
+        done = folder.generations()
+        if stage == "ingest":
+            return sum(piece.rows for batch in batches for piece in batch.units if piece.unit not in done)
+        ingested = self._folders["ingest"].records().values()
+        return sum(sum(record.counts.get("ok", {}).values()) for record in ingested if record.unit not in done)
 
     def _judge(self, batches: Sequence[Batch]) -> int:
         rows = funnel(self._store, self._folders, batches)

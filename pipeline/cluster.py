@@ -11,10 +11,13 @@ from schemas.recipe import Recipe
 def connect(recipe: Recipe) -> None:
     """Connect to Ray, quietly, once. Raises ConnectionError where a named cluster does not answer."""
     import ray
+    import ray.data
 
     if ray.is_initialized():
         return
     terminate = signal.getsignal(signal.SIGTERM)
+    # What workers do is in their results; Ray's own log files keep the rest.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     address = recipe.ray.address or os.environ.get("RAY_ADDRESS") or "local"
     ray.init(
         address=address,
@@ -23,13 +26,14 @@ def connect(recipe: Recipe) -> None:
         **({"include_dashboard": False} if address == "local" else {}),
     )
     signal.signal(signal.SIGTERM, terminate)  # ray.init puts its own there
-    logging.getLogger("ray").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_options.verbose_progress = False
     # Units are long and heartbeats are watched by the lease, so Ray must not take a quiet run for a hung one.
     context.execution_no_progress_timeout_s = -1
+    for name in ("ray", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def shutdown() -> None:

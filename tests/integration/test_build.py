@@ -29,7 +29,7 @@ def built(web: Web, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Pat
 
 def test_every_row_of_the_embedded_web_ends_as_expected(web: Web, built: tuple[Path, Path, Any]) -> None:
     ended = {row: ending for (_, row), ending in endings(built[0]).items()}
-    expected = {number: (pair.status, pair.reason) for number, pair in enumerate(web.pairs)}
+    expected = {number: pair.expected for number, pair in enumerate(web.pairs)}
     wrong = {
         row: (web.pairs[row].url, expected[row], ended.get(row)) for row in expected if ended.get(row) != expected[row]
     }
