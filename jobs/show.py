@@ -45,7 +45,8 @@ def _show(uri: str, column: str | None, as_json: bool) -> int:
 
 def _print_funnel(console: Console, found: Summary) -> None:
     batches = f"{len(found.batches)} batch" + ("" if len(found.batches) == 1 else "es")
-    table = Table(title=f"{found.root}: {batches}, {found.input_rows:,} input rows", title_justify="left")
+    console.print(Text(f"{found.root}: {batches}, {found.input_rows:,} input rows"), soft_wrap=True)
+    table = Table()
     table.add_column("stage")
     table.add_column("status")
     table.add_column("reason")
@@ -71,7 +72,9 @@ def _print_funnel(console: Console, found: Summary) -> None:
         if stage.finished_at is None:
             console.print(f"{stage.stage} is not finished: run the build again and it goes on from here")
     if found.dataset:
-        console.print(Text(f"dataset: {found.dataset} ({found.samples:,} samples in {found.shards:,} shards)"))
+        console.print(
+            Text(f"dataset: {found.dataset} ({found.samples:,} samples in {found.shards:,} shards)"), soft_wrap=True
+        )
 
 
 def _batches(found: Summary) -> Table:

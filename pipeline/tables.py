@@ -52,7 +52,7 @@ def publish(store: Store, stages: Iterable[str]) -> int | None:
     complete.json names are published, so a stage under way never shows half a batch.
     """
     completed = {stage: found for stage in stages if (found := _completed(store, stage))}
-    made_from = {stage: f"{folder.fingerprint} {done.finished_at}" for stage, (folder, done) in completed.items()}
+    made_from = {stage: stamp(folder, done) for stage, (folder, done) in completed.items()}
     before = {table: read_published(store, table) for table in SOURCE_OF}
     if not completed or _is_current(store, before, made_from):
         return None
@@ -75,6 +75,11 @@ def publish(store: Store, stages: Iterable[str]) -> int | None:
     store.replace("tables/views.sql", text.encode())
     store.replace("views.sql", text.encode())
     return version
+
+
+def stamp(folder: StageFolder, done: Complete) -> str:
+    """What latest.json says of a stage in `made_from`."""
+    return f"{folder.fingerprint} {done.finished_at}"
 
 
 def read_published(store: Store, table: str) -> Published | None:

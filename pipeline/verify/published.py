@@ -7,7 +7,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.storage import Store
-from pipeline.tables import ORDER_BY, SOURCE_OF, read_published
+from pipeline.tables import ORDER_BY, SOURCE_OF, read_published, stamp
 from pipeline.units import add_counts, count
 from pipeline.verify.files import chosen, sha256_of
 from pipeline.verify.report import Report
@@ -22,7 +22,7 @@ def check_published(state: State, report: Report, share: float) -> None:
     """Tables that are older than the last complete.json are checked in themselves alone; the next run replaces them."""
     check = report.check(1, "published tables")
     done = {stage: folder.folder.completed() for stage, folder in state.current.items()}
-    now = {stage: f"{state.current[stage].folder.fingerprint} {one.finished_at}" for stage, one in done.items() if one}
+    now = {stage: stamp(state.current[stage].folder, one) for stage, one in done.items() if one}
     for table in SOURCE_OF:
         published = read_published(state.store, table)
         if published is None:
