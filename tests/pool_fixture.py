@@ -42,6 +42,11 @@ def caption_of(number: int) -> str:
     return f"a picture, numbered {number}: 猫 ‘é’"
 
 
+def exif_of(number: int) -> str | None:
+    """One image in ten has EXIF."""
+    return None if number % 10 else '{"Image Make": "Camera"}'
+
+
 class Pool:
     """A download stage's folder. Rows are numbered over the whole pool; the number determines everything in the row."""
 
@@ -112,6 +117,6 @@ class Pool:
                     "pool_offset": offset, "pool_size": len(data), "pool_sha256": digest, "bytes": len(data),
                     "sha256": digest, "format": FORMATS[extension].lower(), "width": side + row["number"] % 5,
                     "height": side, "original_width": 640, "original_height": 480, "http_status": 200,
-                    "attempts": 1, "exif": None,
+                    "attempts": 1, "exif": exif_of(row["number"]),
                 })  # fmt: skip
         return members

@@ -45,7 +45,7 @@ class PoolReader:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._threads = ThreadPoolExecutor(32 if store.uri.startswith("s3://") else 4)
+        self._threads = ThreadPoolExecutor(max(4, store.parallel_reads))
 
     def close(self) -> None:
         self._threads.shutdown(cancel_futures=True)

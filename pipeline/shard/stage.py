@@ -109,7 +109,7 @@ def _write_index(
     shards = (unit for item in rounds for unit in unfinished([item], committed=()))
     sizes = {f"{names.shard(unit['shard'])}{suffix}": unit["rows"] for unit in shards}
     read = {unit: generation for item in rounds for unit, generation in item.upstream.items()}
-    with ThreadPoolExecutor(16) as pool:
+    with ThreadPoolExecutor(store.parallel_reads) as pool:
         records = list(pool.map(lambda item: folders["download"].record(*item), sorted(read.items())))
     content: dict[str, Any] = {
         "format": FORMAT_VERSION,
@@ -147,7 +147,7 @@ class ShardWorker:
         attempt = self._folder.begin(name, unit["generation"], self._run, alone)
         with ExitStack() as done, ExitStack() as given_up:
             given_up.callback(self._folder.withdraw, attempt)
-            if attempt.number > 1 and not alone:
+            if attempt.suspect and not alone:
                 return {"unit": name, "state": "deferred", "rows": 0}
             if attempt.lone_deaths >= MAX_LONE_DEATHS:
                 marks = f"{self._store.uri}/{self._folder.base}/attempts/{name}.*"

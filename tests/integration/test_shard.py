@@ -20,7 +20,7 @@ from pipeline.stop import StopFlag
 from pipeline.storage import Store, open_store
 from pipeline.units import MAX_LONE_DEATHS, StageFolder
 from schemas.recipe import Recipe, parse_recipe
-from tests.pool_fixture import Pool, caption_of, picture, uid_of, url_of
+from tests.pool_fixture import Pool, caption_of, exif_of, picture, uid_of, url_of
 from tests.running import REPOSITORY, snapshot
 
 UNITS = {f"0001-{number:07d}": range(number * 30, number * 30 + 30) for number in range(4)}
@@ -95,7 +95,7 @@ def test_a_sample_is_an_image_its_json_and_its_caption_in_that_order(built: Path
         assert json.loads(described) == {
             "caption": caption_of(number), "url": url_of(number), "key": keys[place], "status": "success",
             "error_message": None, "width": 16 + number % 5, "height": 16, "original_width": 640,
-            "original_height": 480, "exif": "{}", "sha256": hashlib.sha256(image).hexdigest(), "uid": uid_of(number),
+            "original_height": 480, "exif": exif_of(number) or "{}", "sha256": hashlib.sha256(image).hexdigest(), "uid": uid_of(number),
         }  # fmt: skip
 
 
@@ -249,15 +249,15 @@ def test_a_unit_that_killed_its_lone_workers_is_an_error_with_the_way_out(tmp_pa
         worker.run(unit, alone=True)
 
 
-def test_a_unit_begun_before_waits_for_the_lone_pass_and_leaves_no_mark(tmp_path: Path) -> None:
+def test_a_unit_whose_attempt_died_waits_for_the_lone_pass(tmp_path: Path) -> None:
     pool = make_pool(tmp_path)
     shard(pool)
     pool.store.delete("shard/s0/units/0001-0000001.0.json")
-    before = snapshot(tmp_path / "shard")
+    before = snapshot(dataset(tmp_path))
     worker = ShardWorker(str(tmp_path), recipe(), "d0", "s0", "second")
     unit = {"unit": "0001-0000001", "generation": 0, "rows": 50}
     assert worker.run(unit, alone=False)["state"] == "deferred"
-    assert snapshot(tmp_path / "shard") == before
+    assert snapshot(dataset(tmp_path)) == before
     assert worker.run(unit, alone=True)["state"] == "done"
 
 
