@@ -6,7 +6,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property, partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -38,23 +38,14 @@ class _DeniedError(StoreError):
 
 
 class S3Bucket:
-    """Pickles by name: every process opens its own client. Every method raises StoreError where all tries failed
-    or the store says no (AccessDenied, NoSuchBucket …).
-    """
+    """Every method raises StoreError where all tries failed or the store says no (AccessDenied, NoSuchBucket …)."""
 
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def __reduce__(self) -> tuple[type["S3Bucket"], tuple[str]]:
-        return S3Bucket, (self.name,)
-
-    @cached_property
+    @property
     def _client(self) -> "S3Client":
-        import boto3
-        from botocore.config import Config
-
-        config = Config(retries={"total_max_attempts": 1}, connect_timeout=5, read_timeout=30, max_pool_connections=64)
-        return boto3.client("s3", config=config)
+        return _client_of(os.getpid(), os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"))
 
     def require(self) -> None:
         """Raise InputError if the bucket is not there or not ours to use."""
@@ -186,5 +177,15 @@ class S3Bucket:
             except (botocore.IncompleteReadError, botocore.FlexibleChecksumError) as error:  # a cut answer
                 fault = error
             except botocore.BotoCoreError as error:  # no credentials, a name that is none …
-                raise _DeniedError(f"s3://{self.name}: {error}") from None
+                raise _DeniedError(f"s3://{self.name}: {' '.join(str(error).split())}") from None
         raise StoreError(f"s3://{self.name}: {TRIES} tries failed, the last with: {fault}")
+
+
+@cache
+def _client_of(pid: int, endpoint: str | None) -> "S3Client":
+    """One client a process (a fork must not share its parent's sockets) and endpoint; safe to use from many threads."""
+    import boto3
+    from botocore.config import Config
+
+    config = Config(retries={"total_max_attempts": 1}, connect_timeout=5, read_timeout=30, max_pool_connections=64)
+    return boto3.session.Session().client("s3", config=config, endpoint_url=endpoint)

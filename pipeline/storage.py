@@ -168,7 +168,8 @@ class LocalStore:
 
     def folders(self, prefix: str) -> list[str]:
         try:
-            return sorted(entry.name for entry in os.scandir(self.root / prefix) if entry.is_dir())
+            entries = os.scandir(self.root / prefix)
+            return sorted(entry.name for entry in entries if entry.is_dir() and entry.path != str(self._tmp))
         except FileNotFoundError:
             return []
 
