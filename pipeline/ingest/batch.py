@@ -9,6 +9,7 @@ from pipeline.ingest.passes import run_pass
 from pipeline.ingest.prefilter import Prefilter
 from pipeline.ingest.scan import PieceReader, Scan, fold, plan_pieces
 from pipeline.ingest.sources import Source, find_sources, opened, stat_source
+from pipeline.root import read_batches
 from pipeline.runner import Result
 from pipeline.stop import StopFlag
 from pipeline.storage import Store
@@ -21,9 +22,7 @@ log = logging.getLogger(__name__)
 
 def load_batches(store: Store) -> list[Batch]:
     """Every batch of the ROOT, oldest first."""
-    names = [path for path, _ in store.files("batches") if path.endswith(".json")]
-    found = [Batch.model_validate_json(store.read(name)) for name in names]
-    return sorted(found, key=lambda batch: int(batch.batch))
+    return list(read_batches(store).values())
 
 
 def ingest_folder(store: Store, recipe: Recipe) -> StageFolder:

@@ -24,6 +24,8 @@ class Unfetchable(NamedTuple):
     detail: str
 
 
+_PLAIN = re.compile(r"https?://[^/\\?#\x00-\x20][^\x00-\x20]*\Z", re.IGNORECASE)
+"""What nearly every URL looks like, and passes every check below but the parser's."""
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
 _STRIPPED = "".join(map(chr, range(0x21)))
 """What the WHATWG parser strips from both ends: C0 controls and space."""
@@ -40,6 +42,8 @@ def normalise_url(given: str | None) -> Fetchable | Unfetchable:
     """
     if given is None:
         return Unfetchable("bad_url", "no url")
+    if _PLAIN.match(given):
+        return _parsed(given)
     text = given.strip(_STRIPPED).translate(_REMOVED)
     if not text:
         return Unfetchable("bad_url", "empty")
@@ -55,6 +59,10 @@ def normalise_url(given: str | None) -> Fetchable | Unfetchable:
         return Unfetchable("bad_url", f"no // after {scheme[0]} {text[:200]}")
     if text[scheme.end() + 2 : scheme.end() + 3] in ("", "/", "\\", "?", "#"):
         return Unfetchable("bad_url", f"no host: {text[:200]}")
+    return _parsed(text)
+
+
+def _parsed(text: str) -> Fetchable | Unfetchable:
     try:
         parsed = can_ada.parse(text)
     except ValueError:

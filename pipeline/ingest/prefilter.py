@@ -43,6 +43,7 @@ class Prefilter:
     def _validate(self, name: str, predicate: str) -> None:
         place = f"ingest.prefilter.{name}: {predicate!r}"
         try:
+            self._connection.extract_statements(f"SELECT\n{predicate}\n")  # it stands without our parentheses
             # WHERE refuses windows and aggregates, TRY refuses subqueries and random functions.
             found = self._connection.execute(
                 f"SELECT TRY((\n{predicate}\n)) FROM rows_ WHERE TRY((\n{predicate}\n))"

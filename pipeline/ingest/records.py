@@ -78,6 +78,7 @@ class JsonArrayError(ValueError):
 _DECODER = json.JSONDecoder(strict=False)
 _LITERAL = 16
 """Longer than any literal or escape that the end of a chunk can cut in two."""
+_AFTER = (" ", "\t", "\n", "\r", ",", "]")
 _MAX_ELEMENT = 256 * 1024 * 1024
 
 
@@ -138,7 +139,8 @@ class JsonElements:
             except (ValueError, RecursionError) as error:
                 raise self._broken(str(error)) from None
             else:
-                if end < len(self._buffer) or self._ended:
+                # A number cut in two reads as a shorter one: see what follows it.
+                if self._ended or self._buffer[end : end + 1] in _AFTER or end + _LITERAL < len(self._buffer):
                     self._at = end
                     return value
             self._more()

@@ -60,8 +60,9 @@ def plan_pieces(sources: list[Source]) -> list[Unit]:
         for number, (first, groups) in enumerate(runs):
             plan = {"file": index, "source": asdict(source), "first": first, "groups": groups, "piece": number}
             name = f"{index:06d}-{number:06d}"
-            # A piece's weight, by which the longest go first: its share of the file's bytes.
-            weight = source.bytes // len(runs) * (8 if source.gzipped else 1)
+            # A piece's weight, by which the longest go first: its share of the file's bytes, unpacked.
+            packed = source.gzipped or source.format == "parquet"
+            weight = source.bytes // len(runs) * (8 if packed else 1)
             pieces.append({"unit": name, "generation": 0, "rows": weight, "plan": json.dumps(plan)})
     return pieces
 
