@@ -41,7 +41,7 @@ class Web:
         self.ports = {"http": http_port, "https": https_port}
         # Another version of a package draws other pixels: they must not mix.
         made_by = sha256(f"{VERSION} {seed} {versions()}".encode()).hexdigest()[:16]
-        self.cache = (CACHE if cache is None else Path(cache)) / made_by
+        self.cache = (CACHE if cache is None else Path(cache).absolute()) / made_by
         self._process: subprocess.Popen[str] | None = None
         self._lock = threading.Lock()
 
@@ -94,7 +94,7 @@ class Web:
                 "hosts_file": str(self.folder / "hosts"),
                 "ca_file": str(self.folder / "ca.pem"),
                 "allow_addresses": [ADDRESSES],
-                "timeout": 5,
+                "timeout": 10,
                 "retries": 1,
             }
         }
