@@ -8,6 +8,7 @@ they lie in.
 
 import math
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
@@ -67,7 +68,9 @@ def next_round(settings: Shard, download: StageFolder, rounds: Sequence[Round], 
     if not new:
         return None
     after = {unit: read[unit] for unit in new if unit in read}
-    rows = {unit: _rows(download, download.record(unit, new[unit]), after.get(unit)) for unit in new}
+    with ThreadPoolExecutor(download.store.parallel_reads) as pool:
+        counted = pool.map(lambda unit: _rows(download, download.record(unit, new[unit]), after.get(unit)), new)
+        rows = dict(zip(new, counted, strict=True))
     if not sum(rows.values()):
         return None
     count = max(math.ceil(len(new) / WINDOW_UNITS), math.ceil(sum(rows.values()) / WINDOW_ROWS))

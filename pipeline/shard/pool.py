@@ -20,7 +20,7 @@ RANGE_BYTES = 8 << 20
 
 
 class PoolMismatchError(StoreError):
-    """A pool image is not the one that was recorded."""
+    """A pool image is not the one that was recorded, or is gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class PoolReader:
     def blocks(self, table: pa.Table) -> Iterator[tuple[int, list[bytes]]]:
         """(first row, images) for the table's rows (uid, pool_file, pool_offset, pool_size, pool_sha256), in order.
 
-        Raises PoolMismatchError where an image's sha256 is not pool_sha256, FileNotFoundError where a file is gone.
+        Raises PoolMismatchError where an image's sha256 is not pool_sha256, or its file is gone.
         """
         starts = block_starts(table["pool_size"].to_pylist())
         ahead: list[tuple[int, int, list[Future[list[tuple[int, bytes]]]]]] = []
@@ -66,7 +66,12 @@ class PoolReader:
             yield _gathered(*block)
 
     def _read(self, part: Range) -> list[tuple[int, bytes]]:
-        data = memoryview(self._store.read_range(part.path, part.offset, part.end - part.offset))
+        try:
+            data = memoryview(self._store.read_range(part.path, part.offset, part.end - part.offset))
+        except FileNotFoundError:
+            raise PoolMismatchError(
+                f"{self._store.uri}/{part.path} is gone; it held the image of {part.members[0].uid}"
+            ) from None
         images = []
         for member in part.members:
             start = member.offset - part.offset

@@ -22,7 +22,7 @@ from pipeline.stop import StopFlag
 from pipeline.storage import Store, open_store
 from pipeline.units import MAX_LONE_DEATHS, StageFolder, add_counts
 from schemas.recipe import FORMAT_VERSION, Recipe, digest
-from schemas.records import Round
+from schemas.records import Round, UnitRecord
 
 log = logging.getLogger(__name__)
 
@@ -110,13 +110,13 @@ def _write_index(
     sizes = {f"{names.shard(unit['shard'])}{suffix}": unit["rows"] for unit in shards}
     read = {unit: generation for item in rounds for unit, generation in item.upstream.items()}
     with ThreadPoolExecutor(store.parallel_reads) as pool:
-        records = list(pool.map(lambda item: folders["download"].record(*item), sorted(read.items())))
+        counts = add_counts(pool.map(lambda item: folders["download"].record(*item).counts, sorted(read.items())))
     content: dict[str, Any] = {
         "format": FORMAT_VERSION,
         "samples": sum(item["samples"] for item in said),
         "shards": len(sizes),
         "output_format": recipe.shard.output_format,
-        "counts": add_counts(record.counts for record in records),
+        "counts": counts,
         "fingerprints": {stage: one.fingerprint for stage, one in folders.items()},
         "batches": sorted({unit.split("-")[0] for unit in read}),
         "rounds": said,
@@ -125,6 +125,10 @@ def _write_index(
     store.replace(f"{folder.base}/dataset/sizes.json", _json(sizes))
     # Last, since its presence says that the index is whole.
     store.replace(path, _json(content))
+
+
+def _done(record: UnitRecord) -> Result:
+    return {"unit": record.unit, "state": "done", "rows": record.rows, "counts": record.counts}
 
 
 def _json(value: object) -> bytes:
@@ -144,6 +148,8 @@ class ShardWorker:
 
     def run(self, unit: Unit, alone: bool) -> Result:
         name: str = unit["unit"]
+        if (record := self._folder.committed(name, unit["generation"])) is not None:
+            return _done(record)
         attempt = self._folder.begin(name, unit["generation"], self._run, alone)
         with ExitStack() as done, ExitStack() as given_up:
             given_up.callback(self._folder.withdraw, attempt)
@@ -169,7 +175,7 @@ class ShardWorker:
             counts = {"ok": {"": rows.num_rows}}
             record = self._folder.commit(attempt, outputs, counts, rows.num_rows, digest(described))
             given_up.pop_all()
-        return {"unit": name, "state": "done", "rows": record.rows, "counts": record.counts}
+        return _done(record)
 
     def _round(self, name: str) -> RoundRows:
         if name not in self._rounds:

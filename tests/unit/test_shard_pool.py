@@ -111,5 +111,5 @@ def test_an_image_that_is_not_the_one_recorded_is_refused_by_name(tmp_path: Path
 
 
 def test_a_pool_file_that_is_gone_is_an_error_that_names_it(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="gone"):
+    with pytest.raises(PoolMismatchError, match=r"gone\.tar is gone; it held the image of uid0"):
         read(LocalStore(tmp_path), rows([("gone.tar", 0, b"x")]))
