@@ -91,7 +91,8 @@ def _job(name: str, arguments: Sequence[str]) -> int:
 
 def _say_where(output: Path, root: Path, dataset: Path, seconds: float) -> None:
     python = os.path.relpath(sys.executable) if Path(sys.executable).is_relative_to(Path.cwd()) else sys.executable
-    query = f"SELECT status, reason, count(*) AS n FROM '{newest_folder(root, 'outcomes')}/*.parquet' GROUP BY ALL ORDER BY n DESC"
+    table = f"'{newest_folder(root, 'outcomes')}/*.parquet'"
+    query = f"SELECT status, reason, count(*) AS n FROM {table} GROUP BY ALL ORDER BY n DESC"
     print(f"""
 done in {seconds:.0f} s
   training set   {dataset}

@@ -50,7 +50,7 @@ def _sample(dataset: Path, wanted: int, seed: int) -> list[tuple[bytes, str]]:
     found: list[tuple[Path, str, str]] = []
     for tar in sorted(dataset.glob("*.tar")):
         with tarfile.open(tar) as file:
-            images = {}
+            images: dict[str, str] = {}
             for member in file:
                 key, _, extension = member.name.rpartition(".")
                 if extension == "txt":

@@ -168,7 +168,7 @@ def _judge_duplicates(listed: list[Pair]) -> Iterator[Pair]:
 def fetched_as(url: str) -> str:
     """The URL as a client asks for it, for the forms that occur in the list."""
     scheme, rest = url.split("#", 1)[0].split(":", 1)
-    return f"{scheme.lower()}:{quote(rest, safe='/:[]%')}"
+    return f"{scheme.lower()}:{quote(rest, safe='/:[]%?=')}"
 
 
 def to_jsonl(pairs: list[Pair]) -> str:
