@@ -13,8 +13,9 @@ from schemas.tables import SAMPLES, TABLES
 
 _INTRO = """# Data dictionary
 
-Written by `python -m schemas`; a test fails where it is not current. Types are Arrow's. Every hash is lower-case hex and
-every time is in UTC. Columns of the input that a recipe keeps are added as `src_<name>` (string) to pairs and outcomes.
+Written by `python -m schemas`; a test fails where it is not current. Types are Arrow's. Every hash is lower-case hex
+and every time is in UTC. Columns of the input that a recipe keeps are added as `src_<name>` (string) to pairs and
+outcomes.
 """
 
 
@@ -23,7 +24,7 @@ def dictionary() -> str:
     parts = [_INTRO]
     for name, schema in {**TABLES, "dataset S.parquet": SAMPLES}.items():
         parts.append(f"## {name}\n\n{_description(schema)}\n")
-        rows = [f"| `{field.name}` | {field.type} | {_cell(_description(field))} |" for field in schema]
+        rows = [f"| `{field.name}` | {_type(field.type)} | {_cell(_description(field))} |" for field in schema]
         parts.append("\n".join(["| column | type | meaning |", "| --- | --- | --- |", *rows]) + "\n")
     parts.append("## Statuses and reasons\n\nEvery input row ends in exactly one of these.\n")
     statuses = [
@@ -50,6 +51,12 @@ def main() -> None:
 
 def _description(described: pa.Schema | pa.Field) -> str:
     return str(described.metadata[b"description"].decode())
+
+
+def _type(type_: pa.DataType) -> str:
+    if pa.types.is_list(type_):
+        return f"list of {_type(type_.value_type)}"
+    return {"float": "float32", "double": "float64"}.get(str(type_), str(type_))
 
 
 def _cell(text: str) -> str:

@@ -24,11 +24,16 @@ def check_sums(state: State, report: Report) -> None:
         complete.add(1, _complete(stage, folder))
 
 
+def is_known(status: str, reason: str | None) -> bool:
+    """Whether status and reason are in the closed set; the reason of ok is null."""
+    return status in REASONS and reason in (REASONS[status] or (None,))
+
+
 def _record(folder: Folder, record: UnitRecord) -> Iterator[str]:
     place = f"{folder.base}/units/{record.unit}.{record.generation}.json"
     for status, reasons in record.counts.items():
         for reason in reasons:
-            if (reason or None) not in (REASONS.get(status, ()) or (None,)):
+            if not is_known(status, reason or None):
                 yield f"{place}: status {status!r} with reason {reason!r} is not in the closed set"
     total = sum(rows for reasons in record.counts.values() for rows in reasons.values())
     if total != record.rows:

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 from pipeline.storage import Store
 from pipeline.units import count
 from pipeline.verify.state import Folder
+from pipeline.verify.sums import is_known
 from schemas.records import UnitRecord
-from schemas.statuses import REASONS
 
 PAIRS = ("uid", "source", "source_row", "batch", "url", "text")
 REJECTS = ("source", "source_row", "batch", "uid", "status", "reason", "dup_of")
@@ -101,7 +101,7 @@ def _present(record: UnitRecord) -> dict[str, dict[str, int]]:
 def _closed(place: str, table: pa.Table) -> Iterator[str]:
     for pair in table.group_by(["status", "reason"]).aggregate([]).to_pylist():
         status, reason = pair["status"], pair["reason"]
-        if reason not in (REASONS.get(status, ()) or (None,)) or status not in REASONS:
+        if not is_known(status, reason):
             yield f"{place}: a row has status {status!r} with reason {reason!r}, which is not in the closed set"
 
 
