@@ -34,14 +34,12 @@ def make_from_inputs(
 ) -> Batch | None:
     """A batch of the input files no batch has, or None. Raises InputError where they cannot be read to their end."""
     _check_limit(store, limit, known)
-    sources = new_sources(known, inputs)
+    sources = new_sources(store, known, inputs)
     if not sources:
         return None
     if limit is None and any(batch.limit for batch in known):
         raise InputError(f"output {store.uri}: its batches were made with --limit; give the same for new input")
     settings = recipe.ingest
-    if "*" not in settings.keep_columns:
-        Prefilter(settings.prefilter, settings.keep_columns)
     name = next_name(known)
     files = [(source.source, source.bytes, source.etag) for source in sources]
     scratch = scratch_of(store, recipe, name, files, settings.model_dump(mode="json"), limit)
@@ -55,11 +53,11 @@ def make_from_inputs(
     )  # fmt: skip
 
 
-def new_sources(known: Sequence[Batch], inputs: Sequence[str]) -> list[Source]:
+def new_sources(store: Store, known: Sequence[Batch], inputs: Sequence[str]) -> list[Source]:
     """The input files no batch has. Raises InputError for a known path with new content."""
     seen = {file.source: (file, batch.batch) for batch in known for file in batch.files}
     fresh = []
-    for source in find_sources(list(inputs)):
+    for source in find_sources(list(inputs), store.uri):
         if source.source not in seen:
             fresh.append(source)
             continue

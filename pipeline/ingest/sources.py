@@ -50,10 +50,11 @@ def format_of(source: str) -> Format | None:
     return None if format_ == "parquet" and name.endswith(".gz") else format_
 
 
-def find_sources(inputs: list[str]) -> list[Source]:
+def find_sources(inputs: list[str], root: str | None = None) -> list[Source]:
     """The files that paths, folders and globs stand for, once each, sorted by path.
 
-    In folders and globs, files of other formats and names that begin with `.` or `_` are passed over.
+    In folders and globs, files of other formats, names that begin with `.` or `_`, and a ROOT's own files (those below
+    `root`) are passed over.
     Raises InputError for what is not there, matches nothing, or is named but of an unknown format.
     """
     found: dict[str, Source] = {}
@@ -61,7 +62,7 @@ def find_sources(inputs: list[str]) -> list[Source]:
         listed = _in_s3(given) if given.startswith("s3://") else _on_disk(given.removeprefix("file://"))
         if not listed:
             raise InputError(f"input {given}: no file there is one of {_KNOWN}")
-        found.update((source.source, source) for source in listed)
+        found.update((s.source, s) for s in listed if root is None or not s.source.startswith(f"{root}/"))
     return [found[name] for name in sorted(found)]
 
 
@@ -189,7 +190,7 @@ def opened(source: str) -> Iterator[Stream]:
     """
     is_s3 = source.startswith("s3://")
     raw: Any = (
-        _filesystem(source).open_input_stream(source.removeprefix("s3://"))
+        _filesystem(source).open_input_stream(source.removeprefix("s3://"), compression=None)
         if is_s3
         else open(source, "rb", buffering=0)  # noqa: SIM115 (closed with the wrapper below)
     )

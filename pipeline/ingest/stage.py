@@ -18,6 +18,7 @@ from pipeline.ingest.batch import (
 from pipeline.ingest.judging import UnitJudge
 from pipeline.ingest.parquet import open_parquet
 from pipeline.ingest.passes import run_pass
+from pipeline.ingest.prefilter import Prefilter
 from pipeline.ingest.readers import read_text
 from pipeline.ingest.readmit import make_readmitting, release, scan_rejects
 from pipeline.ingest.scan import Scan
@@ -46,8 +47,11 @@ def make_batches(
     """Make a batch of the input files the ROOT has not seen, or of rows to readmit; None if there is nothing new.
 
     `limit` takes the rows with the lowest draws (scan.draws). Raises InputError for input that is not there, cannot
-    be read to its end or was changed, and for a limit other than the ROOT's; nothing was made then.
+    be read to its end or was changed, for a prefilter that is no SQL, and for a limit other than the ROOT's. Nothing
+    was made then.
     """
+    if "*" not in recipe.ingest.keep_columns:
+        Prefilter(recipe.ingest.prefilter, recipe.ingest.keep_columns)
     known = load_batches(store)
     _say_what_changed(recipe.ingest, known)
     if readmit is None:
@@ -72,7 +76,7 @@ def _say_what_changed(settings: Ingest, known: Sequence[Batch]) -> None:
 def count_new_rows(store: Store, recipe: Recipe, inputs: Sequence[str], batches: Sequence[Batch]) -> int:
     """Rows of the input files no batch has, read to their end; nothing is written. Raises InputError."""
     rows = 0
-    for source in new_sources(batches, inputs):
+    for source in new_sources(store, batches, inputs):
         if source.format == "parquet":
             rows += open_parquet(source.source).metadata.num_rows
             continue
