@@ -17,7 +17,7 @@ INK, GREY, PAPER = (30, 30, 30), (110, 110, 110), (250, 250, 248)
 def write_contact_sheet(dataset: Path, ended: Sequence[tuple[str, int]], path: Path, seed: int = 0) -> int:
     """Draw 40 samples of `dataset`'s tars and the counts of `ended` ("failed dns", 12) into `path`; the samples drawn.
 
-    Pillow's own font has no glyphs beyond Latin script: captions in other scripts are passed over where there are
+    Pillow's own font has no glyphs beyond ASCII: other captions are passed over where there are
     enough without them.
     """
     samples = _sample(dataset, COLUMNS * ROWS, seed)
@@ -27,7 +27,7 @@ def write_contact_sheet(dataset: Path, ended: Sequence[tuple[str, int]], path: P
     sheet = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(sheet)
     small, large = ImageFont.load_default(11), ImageFont.load_default(15)
-    draw.text((MARGIN, MARGIN), f"{len(samples)} samples of {dataset.parent.name}", INK, large)
+    draw.text((MARGIN, MARGIN), f"{len(samples)} samples of {dataset.parents[2].name}", INK, large)
     for number, (data, caption) in enumerate(samples):
         x = MARGIN + number % COLUMNS * (CELL + MARGIN)
         y = 34 + number // COLUMNS * (CELL + TEXT + MARGIN)
@@ -46,31 +46,26 @@ def write_contact_sheet(dataset: Path, ended: Sequence[tuple[str, int]], path: P
 
 
 def _sample(dataset: Path, wanted: int, seed: int) -> list[tuple[bytes, str]]:
-    """(image, caption) of samples drawn from all tars alike, those with a Latin caption first."""
-    found: list[tuple[Path, str, str]] = []
+    """(image, caption) of samples drawn from all tars alike, no image twice, those in ASCII first."""
+    found: list[tuple[str, Path, tarfile.TarInfo]] = []
     for tar in sorted(dataset.glob("*.tar")):
         with tarfile.open(tar) as file:
-            images: dict[str, str] = {}
+            images: dict[str, tarfile.TarInfo] = {}
             for member in file:
                 key, _, extension = member.name.rpartition(".")
                 if extension == "txt":
                     body = file.extractfile(member)
                     assert body is not None
-                    found.append((tar, images[key], body.read().decode("utf-8", "replace")))
+                    found.append((body.read().decode("utf-8", "replace"), tar, images[key]))
                 elif extension != "json":
-                    images[key] = member.name
+                    images[key] = member
     random.Random(seed).shuffle(found)
-    found.sort(key=lambda sample: not _drawable(sample[2]))
-    chosen = found[:wanted]
-    data: dict[tuple[Path, str], bytes] = {}
-    for tar in {tar for tar, _, _ in chosen}:
-        with tarfile.open(tar) as file:
-            for name in (name for owner, name, _ in chosen if owner == tar):
-                body = file.extractfile(name)
-                assert body is not None
-                data[tar, name] = body.read()
-    return [(data[tar, name], caption) for tar, name, caption in chosen]
-
-
-def _drawable(caption: str) -> bool:
-    return all(ord(character) < 0x250 for character in caption)
+    found.sort(key=lambda sample: not sample[0].isascii())
+    chosen: dict[bytes, str] = {}
+    for caption, tar, image in found:
+        if len(chosen) == wanted:
+            break
+        with tar.open("rb") as bytes_:
+            bytes_.seek(image.offset_data)
+            chosen.setdefault(bytes_.read(image.size), caption)
+    return list(chosen.items())

@@ -362,7 +362,11 @@ def test_the_contact_sheet_shows_samples_of_all_shards(tmp_path: Path) -> None:
     for shard in range(2):
         with tarfile.open(dataset / f"{shard:05d}.tar", "w") as tar:
             for number in range(5):
-                for extension_, data in (("jpg", compose(0, number)), ("json", b"{}"), ("txt", "Größe 猫".encode())):
+                for extension_, data in (
+                    ("jpg", compose(0, 5 * shard + number)),
+                    ("json", b"{}"),
+                    ("txt", "Größe 猫".encode()),
+                ):
                     member = tarfile.TarInfo(f"{shard}{number:04d}.{extension_}")
                     member.size = len(data)
                     tar.addfile(member, io.BytesIO(data))
