@@ -1,6 +1,7 @@
 """One request on the wire: aiohttp, told to connect to checked addresses only, its errors as reasons."""
 
 import asyncio
+import errno
 import socket
 import ssl
 from collections.abc import Callable
@@ -34,7 +35,6 @@ class Progress:
     """How far the current request came, for who judges its failure."""
 
     connected: bool = False
-    reused: bool = False
 
 
 _progress: ContextVar[Progress] = ContextVar("progress")
@@ -65,15 +65,13 @@ class _GuardedConnector(TCPConnector):
         progress = _progress.get()
         progress.connected = True
         transport = connection.transport
-        if transport is not None:
-            progress.reused = transport in self._used
-            if not progress.reused:
-                self._used.add(transport)
-                try:
-                    self._check(transport.get_extra_info("peername")[0])
-                except Failure:
-                    connection.close()
-                    raise
+        if transport is not None and transport not in self._used:
+            self._used.add(transport)
+            try:
+                self._check(transport.get_extra_info("peername")[0])
+            except Failure:
+                connection.close()
+                raise
         return connection
 
 
@@ -143,6 +141,8 @@ class Client:
             raise failure from None
         except (aiohttp.ClientError, HttpProcessingError, OSError) as error:
             raise _failure(error, progress) from error
+        except ValueError as error:
+            raise Failure("bad_url", f"{type(error).__name__}: {error}") from error
 
 
 def _failure(error: Exception, progress: Progress) -> Failure:
@@ -157,8 +157,12 @@ def _failure(error: Exception, progress: Progress) -> Failure:
             return Failure("truncated", text)
         case aiohttp.ClientResponseError() | HttpProcessingError():
             return Failure("bad_headers", text)
+        case aiohttp.InvalidURL():
+            return Failure("bad_url", text)
         case aiohttp.ServerDisconnectedError():
             return Failure("connect", text, retry=True)
+        case OSError(errno=errno.EMFILE | errno.ENFILE):
+            return Failure("internal", text, retry=True)
         case OSError():
             if isinstance(error.__cause__, ssl.SSLError):
                 return Failure("tls", text)

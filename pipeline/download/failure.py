@@ -5,7 +5,13 @@ class Failure(Exception):
     """Ends a try: `reason` is one of schemas.statuses, `detail` the value that decided."""
 
     def __init__(
-        self, reason: str, detail: str, *, retry: bool = False, retry_after: float | None = None, reached: bool = True
+        self,
+        reason: str,
+        detail: str,
+        *,
+        retry: bool = False,
+        retry_after: float | None = None,
+        reached: bool = True,
     ) -> None:
         super().__init__(reason, detail)
         self.reason = reason

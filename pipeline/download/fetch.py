@@ -95,7 +95,7 @@ class Fetcher:
         self._hosts = Hosts(settings)
         self._places = asyncio.Semaphore(concurrency)
         self._budget = ByteBudget(max(LARGE_BYTES, 2 * settings.max_bytes))
-        switched: dict[str, bool] = DEFAULTS | {name: on for name, on in settings.consent.items()}
+        switched: dict[str, bool] = DEFAULTS | dict(settings.consent.items())
         self._honoured = [name for name in DEFAULTS if switched[name] and name != "tdmrep"]
         self._in_headers = [name for name in self._honoured if name != "robots"]
         self._disallowed = frozenset(directive.lower() for directive in settings.disallowed_header_directives)
@@ -130,8 +130,8 @@ class Fetcher:
             fetched.reason, fetched.detail = first
             return fetched
         started: list[float] = []
+        host = self._hosts.get(first.host.strip("[]"))
         for number in range(self._settings.retries + 1):
-            host = self._hosts.get(first.host.strip("[]"))
             try:
                 await self._try(first, fetched, hold, started)
                 fetched.reason = None
@@ -180,7 +180,7 @@ class Fetcher:
             location = reply.headers.get("Location")
             if reply.status in REDIRECTS and location is not None:
                 hold.release()
-                following = normalise_url(urljoin(url.url, _text(location) or ""))
+                following = _joined(url, location)
                 if isinstance(following, Unfetchable):
                     raise Failure(following.reason, f"redirect to {location[:300]}: {following.detail}")
                 if url.url.startswith("https:") and following.url.startswith("http:"):
@@ -322,11 +322,19 @@ class Fetcher:
                     after = _retry_after(reply.headers.get("Retry-After"))
                     raise Failure("http_error", f"HTTP {reply.status}", retry=True, retry_after=after)
                 return RobotsRules(source)
-            url = normalise_url(urljoin(url.url, _text(location) or ""))
+            url = _joined(url, location)
             if isinstance(url, Fetchable):
                 host = self._hosts.get(url.host.strip("[]"))
         # RFC 9309, 2.3.1.2: more than five redirects may count as unavailable, which allows.
         return RobotsRules(source)
+
+
+def _joined(url: Fetchable, location: str) -> Fetchable | Unfetchable:
+    """The URL a redirect leads to, judged as a new one."""
+    try:
+        return normalise_url(urljoin(url.url, _text(location) or ""))
+    except ValueError as error:
+        return Unfetchable("bad_url", str(error))
 
 
 def _text(header: str | None) -> str | None:
@@ -342,7 +350,7 @@ def _retry_after(value: str | None) -> float | None:
         return float(value)
     try:
         at = parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     if at.tzinfo is None:
         at = at.replace(tzinfo=UTC)

@@ -41,7 +41,12 @@ class RobotsRules:
 
 
 def _usage_lines(text: str, token: str) -> list[tuple[str, str]]:
-    """(path pattern, preferences) of the groups for `token`, else of those for `*` (draft-ietf-aipref-attach)."""
+    """(path pattern, preferences) of the groups for `token`, else of those for `*` (draft-ietf-aipref-attach).
+
+    Lines before any group are read as meant for everybody, though a rule there has no effect by RFC 9309: when in
+    doubt about consent, there is none.
+    """
+    everybody: list[tuple[str, str]] = []
     groups: dict[str, list[tuple[str, str]]] = {}
     agents: list[str] = []
     in_rules = True
@@ -59,9 +64,9 @@ def _usage_lines(text: str, token: str) -> list[tuple[str, str]]:
             in_rules = True
         if field == "content-usage" and value:
             pattern, _, rest = value.partition(" ") if value.startswith("/") else ("/", "", value)
-            for agent in agents:
-                groups[agent].append((pattern, rest.strip()))
-    return groups.get(token.lower(), groups.get("*", []))
+            for lines in [groups[agent] for agent in agents] or [everybody]:
+                lines.append((pattern, rest.strip()))
+    return everybody + groups.get(token.lower(), groups.get("*", []))
 
 
 def _matches(pattern: str, path: str) -> bool:

@@ -1,0 +1,86 @@
+"""Consent signals in headers, judged on their text."""
+
+import pytest
+
+from pipeline.download.consent import content_usage_verdict, header_signals, robots_tag_denies
+from schemas.recipe import Download
+
+DISALLOWED = frozenset(Download().disallowed_header_directives)
+ALL = ["x_robots_tag", "tdm_reservation", "content_usage"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "noai", "NOAI", " NoImageAI ", "noindex", "noimageindex", "none", "noml", "nofollow, noai", "noai,nofollow",
+        "noai, googlebot: nofollow", "*: noai", "pairmill: noai", "PairMill: nofollow, noai",
+        "googlebot: nofollow, pairmill: noai", "googlebot: noindex, *: noai",
+        "unavailable_after: 25 Jun 2010 15:00:00 PST, noai",
+        "unavailable_after: Friday, 25-Jun-10 15:00:00 PST, noai",
+        "max-snippet:20, noai", "max-snippet: -1, max-image-preview: large, noindex",
+        "pairmill: unavailable_after: 25 Jun 2010 15:00:00 PST, noai",
+    ],
+)  # fmt: skip
+def test_a_line_opts_out(line: str) -> None:
+    assert robots_tag_denies(line, "pairmill", DISALLOWED)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "", "all", "nofollow", "nosnippet, noarchive", "googlebot: noai", "googlebot: nofollow, noai",
+        "otherbot: unavailable_after: 25 Jun 2010 15:00:00 PST, noai", "unavailable_after: 25 Jun 2010 15:00:00 PST",
+        "noaix", "no ai", "max-snippet: 0", "pairmill-other: noai", "googlebot: max-snippet: 5, noindex",
+    ],
+)  # fmt: skip
+def test_a_line_does_not_opt_out(line: str) -> None:
+    assert not robots_tag_denies(line, "pairmill", DISALLOWED)
+
+
+@pytest.mark.parametrize(
+    ("value", "verdict"),
+    [
+        ("train-ai=n", "deny"), ("TRAIN-AI=N", "deny"), ("search=y, train-ai=n", "deny"), ("train-ai = n", "deny"),
+        ('train-ai="n"', "deny"), ("train-ai=n;note=\"a, b\"", "deny"), ("train-ai=y, train-ai=n", "deny"),
+        ("train-ai=?0", "deny"), ("train-ai=y", "allow"), ("train-ai=y;x=n", "allow"), ("search=n", None),
+        ("train-ai", None), ("", None), ('note="train-ai=n"', None), ('note="a, train-ai=n, b"', None),
+        ("not-train-ai=n", None), ("train-ai=never", None),
+    ],
+)  # fmt: skip
+def test_content_usage_speaks_of_training_in_its_member_alone(value: str, verdict: str | None) -> None:
+    assert content_usage_verdict(value) == verdict
+
+
+def test_every_signal_is_recorded_with_its_value_source_and_verdict() -> None:
+    headers = [
+        ("Content-Type", "image/png"),
+        ("X-ROBOTS-TAG", "googlebot: noai"),
+        ("x-robots-tag", "noimageai"),
+        ("TDM-Reservation", "1"),
+        ("Content-Usage", "train-ai=y"),
+    ]
+    found = header_signals(headers, ALL, "pairmill", DISALLOWED)
+    assert [(one.signal, one.value, one.source, one.verdict) for one in found] == [
+        ("x_robots_tag", "googlebot: noai", "x-robots-tag", "allow"),
+        ("x_robots_tag", "noimageai", "x-robots-tag", "deny"),
+        ("tdm_reservation", "1", "tdm-reservation", "deny"),
+        ("content_usage", "train-ai=y", "content-usage", "allow"),
+    ]
+
+
+@pytest.mark.parametrize("signal", ALL)
+def test_a_signal_that_is_switched_off_is_not_looked_at(signal: str) -> None:
+    headers = [("X-Robots-Tag", "noai"), ("tdm-reservation", "1"), ("Content-Usage", "train-ai=n")]
+    evaluated = [name for name in ALL if name != signal]
+    found = header_signals(headers, evaluated, "pairmill", DISALLOWED)
+    assert {one.signal for one in found} == set(evaluated)
+
+
+def test_a_reservation_of_zero_allows() -> None:
+    assert header_signals([("tdm-reservation", "0")], ALL, "pairmill", DISALLOWED)[0].verdict == "allow"
+
+
+def test_stray_bytes_of_a_header_become_text() -> None:
+    value = b"noai, \xff".decode("utf-8", "surrogateescape")
+    signal = header_signals([("X-Robots-Tag", value)], ALL, "pairmill", DISALLOWED)[0]
+    assert (signal.value, signal.verdict) == ("noai, �", "deny")
