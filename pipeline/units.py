@@ -217,8 +217,10 @@ class StageFolder:
         tagged = self.store.read_tagged(f"{self.base}/complete.json")
         return Complete.model_validate_json(tagged[0]) if tagged else None
 
-    def complete(self, records: Mapping[str, UnitRecord], batches: list[str], latest: str | None) -> bool:
-        """Fold the current records into complete.json; True if it changed.
+    def complete(
+        self, records: Mapping[str, UnitRecord] | Iterable[UnitRecord], batches: list[str], latest: str | None
+    ) -> bool:
+        """Fold the current records into complete.json; True if it changed. `iter_records()` folds in flat memory.
 
         `latest` is the newest finished_at among the stage's other fingerprints: a later one than ours means that
         this folder has to say again that it is the current one. Raises LeaseLostError if another run writes
@@ -227,12 +229,13 @@ class StageFolder:
         path = f"{self.base}/complete.json"
         tagged = self.store.read_tagged(path)
         before = Complete.model_validate_json(tagged[0]) if tagged else None
-        content = {
-            "rows": sum(record.rows for record in records.values()),
-            "counts": add_counts(record.counts for record in records.values()),
-            "files": sum(len(record.files) for record in records.values()),
-            "batches": batches,
-        }
+        rows = files = 0
+        counts: Counter[tuple[str, str]] = Counter()
+        for record in records.values() if isinstance(records, Mapping) else records:
+            rows += record.rows
+            files += len(record.files)
+            _add(counts, record.counts)
+        content = {"rows": rows, "counts": _nested(counts), "files": files, "batches": batches}
         same = before is not None and before.model_dump(exclude={"finished_at"}) == content
         if same and before is not None and (latest is None or before.finished_at > latest):
             return False
@@ -273,10 +276,14 @@ def fingerprints(store: Store, stage: str) -> list[str]:
 def add_counts(parts: Iterable[Counts]) -> Counts:
     total: Counter[tuple[str, str]] = Counter()
     for counts in parts:
-        for status, reasons in counts.items():
-            for reason, rows in reasons.items():
-                total[status, reason] += rows
+        _add(total, counts)
     return _nested(total)
+
+
+def _add(total: Counter[tuple[str, str]], counts: Counts) -> None:
+    for status, reasons in counts.items():
+        for reason, rows in reasons.items():
+            total[status, reason] += rows
 
 
 def count(statuses: Iterable[str], reasons: Iterable[str | None]) -> Counts:
