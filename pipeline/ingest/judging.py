@@ -1,6 +1,7 @@
 """Pass B: the worker that reads a unit's rows from the parts, judges them and commits pairs and rejects."""
 
 import shutil
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 
 import numpy as np
@@ -37,6 +38,11 @@ class UnitJudge:
     def run(self, unit: Unit, alone: bool) -> Result:
         """Judge and commit one unit. Raises StoreError if the unit keeps killing its workers."""
         attempt = self._folder.begin(unit["unit"], 0, self._run, alone)
+        if attempt.number > 1 and unit["unit"] in self._folder.generations():
+            # Its worker died over a neighbour, after this unit's commit.
+            self._folder.withdraw(attempt)
+            record = self._folder.record(unit["unit"], 0)
+            return {"unit": unit["unit"], "state": "done", "rows": record.rows, "counts": record.counts}
         if attempt.number > 1 and not alone:
             self._folder.withdraw(attempt)
             return {"unit": unit["unit"], "state": "deferred", "rows": 0}
@@ -109,20 +115,21 @@ class EarlierPairs:
         self._folder = folder
         self._filesystem, self._root = store.arrow()
         self._generations: dict[str, int] = {}
-        self._spans: list[list[tuple[str, str, str]]] = []
+        self._spans: list[list[UnitRange]] = []
         for earlier in load_batches(store):
             if int(earlier.batch) < int(batch):
-                units = (unit for unit in earlier.units if not unit.first.startswith("#"))
-                self._spans.append([(unit.first, unit.last, unit.unit) for unit in units])
+                self._spans.append([unit for unit in earlier.units if not unit.first.startswith("#")])
         if self._spans:
             self._generations = folder.generations()
 
     def of(self, span: UnitRange) -> Iterator[Kept]:
-        """Earlier pairs in the unit's key range and its units' neighbourhood, by (batch, source, source_row)."""
+        """Earlier pairs of units that share keys with this one, by (batch, source, source_row)."""
         if span.first.startswith("#"):
             return
         for units in self._spans:
-            found = [self._pairs(unit) for first, last, unit in units if first <= span.last and last >= span.first]
+            start = bisect_left(units, span.first, key=lambda unit: unit.last)
+            stop = bisect_right(units, span.last, key=lambda unit: unit.first)
+            found = [self._pairs(unit.unit) for unit in units[start:stop]]
             if found:
                 table = pa.concat_tables(found).sort_by([("source", "ascending"), ("source_row", "ascending")])
                 for row in zip(*(table[name].to_pylist() for name in Kept._fields), strict=True):

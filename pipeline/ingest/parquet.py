@@ -117,6 +117,8 @@ def _rows(batch: pa.RecordBatch, first: int, columns: Columns, kept: list[str]) 
 
 def _text(array: pa.Array) -> tuple[pa.Array, np.ndarray]:
     """Any column as text: numbers as decimals, NaN as null, nested values as JSON."""
+    if isinstance(array, pa.ExtensionArray):
+        array = array.storage
     if pa.types.is_dictionary(array.type):
         array = array.cast(array.type.value_type)
     kind = array.type
@@ -125,11 +127,13 @@ def _text(array: pa.Array) -> tuple[pa.Array, np.ndarray]:
         return pa.array([_json(value) for value in array.to_pylist()], pa.large_string()), untouched
     if pa.types.is_floating(kind):
         array = pc.if_else(pc.is_nan(array), pa.scalar(None, kind), array)
-    if isinstance(array, pa.ExtensionArray):
-        array = array.storage
     if _is_text(array.type):
         return valid_utf8(array)
-    return pc.cast(array, pa.large_string()), untouched
+    try:
+        return pc.cast(array, pa.large_string()), untouched
+    except pa.ArrowNotImplementedError:  # durations and the like
+        texts = [None if value is None else str(value) for value in array.to_pylist()]
+        return pa.array(texts, pa.large_string()), untouched
 
 
 def _json(value: Any) -> str | None:

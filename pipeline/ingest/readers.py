@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from pipeline.errors import InputError
 from pipeline.ingest.records import Broken, CsvRecords, JsonArrayError, JsonElements
-from pipeline.ingest.repair import LONE, string_array
+from pipeline.ingest.repair import LONE, repaired, string_array
 from pipeline.ingest.sources import Stream
 from schemas.recipe import Ingest
 
@@ -108,7 +108,7 @@ def _table(
             "repaired": url_fixed | text_fixed,
             "reason": pa.array([detail and "bad_row" for detail in details], pa.string()),
             "detail": string_array(details)[0],
-            **{f"src_{name}": string_array(values)[0] for name, values in kept.items()},
+            **{f"src_{repaired(name)}": string_array(values)[0] for name, values in kept.items()},
         }
     )
 
@@ -123,6 +123,7 @@ def _delimited(lines: TextIO, columns: Columns, source: str, delimiter: str) -> 
         return
     if isinstance(header, Broken):
         raise InputError(f"input {source}: its header line has unbalanced quotes; repair that line")
+    header = [repaired(name) for name in header]
     columns.require(header, source)
     double = sorted({name for name in header if header.count(name) > 1 and name in (columns.url, columns.text)})
     if double:
@@ -260,7 +261,7 @@ def _objects(rows: Iterator[tuple[Any, str | None]], columns: Columns, source: s
         yield _table(first, urls, texts, problems, {name: [_kept(row.get(name)) for row in chunk] for name in kept})
         first += len(urls)
     if objects:
-        columns.require(seen, source)
+        columns.require(map(repaired, seen), source)
 
 
 def _kind(value: object) -> str:

@@ -32,6 +32,11 @@ def string_array(values: Sequence[str | None]) -> tuple[pa.Array, np.ndarray]:
         return pa.array(fixed, pa.large_string()), mask
 
 
+def repaired(text: str) -> str:
+    """One text, such as a column's name, with every lone surrogate made U+FFFD."""
+    return _SURROGATE.sub("\ufffd", text)
+
+
 def valid_utf8(array: pa.Array) -> tuple[pa.Array, np.ndarray]:
     """A string or binary array as large_string, and a mask of the values that had to be repaired."""
     data = array.cast(pa.large_binary())

@@ -99,8 +99,16 @@ def run_ingest(
             return
         if batch.readmits is not None:
             release(store, folder, batches, by_name[batch.readmits], run)
+    _sweep(store, folder, batches)
+
+
+def _sweep(store: Store, folder: StageFolder, batches: Sequence[Batch]) -> None:
+    """Remove the parts of these batches, and of runs that were killed before they could make one of them."""
+    ingested = {batch.batch for batch in batches}
     for path, _ in list(store.files(f"{folder.base}/scratch")):
-        store.delete(path)
+        name = path.removeprefix(f"{folder.base}/scratch/").partition("-")[0]
+        if name in ingested:
+            store.delete(path)
 
 
 def _run_batch(

@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -256,6 +257,26 @@ def test_all_columns_are_kept_as_text_on_request(tmp_path: Path) -> None:
     table = read(tmp_path / "x.jsonl", keep_columns=["*"])
     assert table["src_n"].to_pylist() == ["3", None]
     assert table["src_box"].to_pylist() == [None, '[1, "é"]']
+
+
+def test_columns_of_odd_types_and_names_can_be_kept(tmp_path: Path) -> None:
+    table = pa.table(
+        {
+            "url": pa.array(["u"]).dictionary_encode(), "caption": [None], "when": [datetime(2026, 1, 2, 3)],
+            "took": [timedelta(seconds=5)], "raw": [b"\xff"], "yes": [True], "x y": [1.5],
+        }
+    )  # fmt: skip
+    pq.write_table(table, tmp_path / "x.parquet")
+    (row,) = (
+        read(tmp_path / "x.parquet", keep_columns=["*"])
+        .select(["url", "text", "src_raw", "src_yes", "src_x y"])
+        .to_pylist()
+    )
+    assert row == {"url": "u", "text": None, "src_raw": "\ufffd", "src_yes": "true", "src_x y": "1.5"}
+    (tmp_path / "x.csv").write_bytes(b"url,caption,caf\xe9\nu,t,v\n")
+    assert read(tmp_path / "x.csv", keep_columns=["*"])["src_caf\ufffd"].to_pylist() == ["v"]
+    (tmp_path / "x.jsonl").write_text('{"url":"u","caption":"t","\\ud800":"v"}\n')
+    assert read(tmp_path / "x.jsonl", keep_columns=["*"])["src_\ufffd"].to_pylist() == ["v"]
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
