@@ -1,9 +1,11 @@
 """The boxes of an AVIF file (ISO 14496-12, 23008-12) that say sizes, frames and where metadata lies."""
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
+
+from pipeline.images.av1 import frame_sizes
 
 MAX_BOXES: Final = 20_000
 _ORIENTATIONS: Final = {None: (1, 8, 3, 6), 0: (4, 5, 2, 7), 1: (2, 7, 4, 5)}
@@ -24,6 +26,8 @@ class AvifInfo:
     boxes: int = 0
     types: dict[int, bytes] = field(default_factory=dict)
     extents: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
+    in_idat: set[int] = field(default_factory=set)
+    idat: int = 0
     loose: list[tuple[int, int]] = field(default_factory=list)
 
     def metadata(self) -> list[tuple[bytes, list[tuple[int, int]]]]:
@@ -39,10 +43,7 @@ class AvifInfo:
     def exif(self, data: bytes) -> bytes | None:
         """The TIFF structure of the first Exif item."""
         for kind, extents in self.metadata():
-            # Extents may overlap: a file of a few bytes must not grow into gigabytes here.
-            if kind != b"Exif" or sum(size for _, size in extents) > len(data):
-                continue
-            body = b"".join(data[start : start + size] for start, size in extents)
+            body = _joined(data, extents) if kind == b"Exif" else b""
             if len(body) > 8:
                 return body[4 + int.from_bytes(body[:4], "big") :].removeprefix(b"Exif\0\0")
         return None
@@ -54,10 +55,39 @@ def read_avif(data: bytes) -> AvifInfo:
     _walk(data, 0, len(data), info)
     if not info.width:
         raise ValueError("no ispe box")
+    for item in info.in_idat:
+        info.extents[item] = [(info.idat + start, size) for start, size in info.extents[item]]
+    # Extents may overlap: a file of a few bytes must not grow into gigabytes here.
+    if sum(size for extents in info.extents.values() for _, size in extents) > 2 * len(data):
+        raise ValueError("items overlap")
+    for item, kind in info.types.items():
+        if kind == b"av01":
+            _admit(info, frame_sizes(_joined(data, info.extents.get(item, []))))
     return info
 
 
-_INSIDE: Final = {b"meta": 4, b"iprp": 0, b"ipco": 0, b"moov": 0, b"trak": 0, b"mdia": 0, b"minf": 0, b"stbl": 0}
+def _joined(data: bytes, extents: list[tuple[int, int]]) -> bytes:
+    return b"".join(data[start : start + size] for start, size in extents)
+
+
+def _admit(info: AvifInfo, sizes: Iterable[tuple[int, int]]) -> None:
+    for width, height in sizes:
+        info.width, info.height = max(info.width, width), max(info.height, height)
+
+
+_INSIDE: Final = {
+    b"meta": 4,
+    b"iprp": 0,
+    b"ipco": 0,
+    b"moov": 0,
+    b"trak": 0,
+    b"mdia": 0,
+    b"minf": 0,
+    b"stbl": 0,
+    b"stsd": 8,
+    b"av01": 78,
+}
+"""Boxes that hold boxes, and the bytes before the first."""
 
 
 def _boxes(data: bytes, at: int, end: int, info: AvifInfo) -> Iterator[tuple[bytes, int, int]]:
@@ -82,11 +112,14 @@ def _walk(data: bytes, at: int, end: int, info: AvifInfo) -> None:
         if name in _INSIDE:
             _walk(data, start + _INSIDE[name], stop, info)
         elif name == b"ispe":
-            width, height = struct.unpack_from(">II", data, start + 4)
-            info.width, info.height = max(info.width, width), max(info.height, height)
+            _admit(info, [struct.unpack_from(">II", data, start + 4)])
+        elif name == b"av1C":
+            _admit(info, frame_sizes(data[start + 4 : stop]))
         elif name == b"tkhd" and stop - start >= 8:
             width, height = struct.unpack_from(">II", data, stop - 8)
-            info.width, info.height = max(info.width, width >> 16), max(info.height, height >> 16)
+            _admit(info, [(width >> 16, height >> 16)])
+        elif name == b"idat":
+            info.idat = start
         elif name == b"irot":
             info.angle = data[start] & 3
         elif name == b"imir":
@@ -125,7 +158,7 @@ def _locations(data: bytes, start: int, info: AvifInfo) -> None:
 
     for _ in range(min(number(2 if version < 2 else 4), MAX_BOXES)):
         item = number(2 if version < 2 else 4)
-        in_file = version == 0 or number(2) & 15 == 0
+        method = number(2) & 15 if version else 0
         number(2)
         base = number(base_size)
         extents = []
@@ -134,5 +167,7 @@ def _locations(data: bytes, start: int, info: AvifInfo) -> None:
             extents.append((base + number(offset_size), number(length_size)))
             if len(extents) > MAX_BOXES:
                 raise ValueError("too many extents")
-        if in_file:
+        if method < 2:
             info.extents[item] = extents
+        if method == 1:
+            info.in_idat.add(item)

@@ -4,10 +4,13 @@ JPEGs go through libjpeg-turbo with its DCT scaling, everything else through Pil
 will not decode cleanly, Pillow judges: its strict load decides what is corrupt.
 """
 
+import contextlib
 import io
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Final
 
 import cv2
@@ -53,18 +56,33 @@ def decode(data: bytes, header: Header, least: tuple[int, int], background: tupl
     A JPEG may come scaled down by 2, 4 or 8, never below `least` (width, height).
     Raises ImageError: decode_error, too_many_pixels, decoder_crash (out of memory).
     """
-    try:
+    with _typed(header.kind):
         if header.kind == "jpeg" and header.plain:
             found = _turbo(data, header, least)
             if found is not None:
                 return found
         return _pillow(data, header, least, background)
+
+
+def as_shown(data: bytes, header: Header) -> Header:
+    """The header of an AVIF with the size its decoder gives: a grid's tiles may reach beyond what it shows.
+
+    Raises ImageError decode_error.
+    """
+    with _typed(header.kind), Image.open(io.BytesIO(data), formats=_FORMATS[header.kind]) as image:
+        return replace(header, width=image.width, height=image.height)
+
+
+@contextlib.contextmanager
+def _typed(kind: str) -> Iterator[None]:
+    try:
+        yield
     except Image.DecompressionBombError as error:
         raise ImageError("too_many_pixels", str(error)) from None
     except MemoryError:
         raise ImageError("decoder_crash", "out of memory") from None
     except UnidentifiedImageError:
-        raise ImageError("decode_error", f"{header.kind} that Pillow cannot identify") from None
+        raise ImageError("decode_error", f"{kind} that Pillow cannot identify") from None
     except BROKEN as error:
         raise ImageError("decode_error", f"{type(error).__name__}: {error}") from None
 

@@ -71,8 +71,7 @@ def _jpeg(data: bytes, _max_frames: int) -> Header:
             if marker == 0xC2 and data.count(b"\xff\xda") > MAX_SCANS:
                 raise ImageError("too_many_pixels", f"more than {MAX_SCANS} scans")
             icc = b"".join(profile[part] for part in sorted(profile)) or None
-            # Progressive JPEGs hold two bytes of coefficients a sample while they are decoded.
-            size = components * (3 if marker == 0xC2 else 1) * (2 if depth > 8 else 1)
+            size = components * (2 if depth > 8 else 1)
             return Header("jpeg", width, height, 1, max(3, size), exif, icc, plain=components != 4)
         if marker == 0x01 or 0xD0 <= marker <= 0xD8:
             continue

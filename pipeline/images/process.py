@@ -18,7 +18,7 @@ import numpy as np
 from pipeline.images import exif as exif_tags
 from pipeline.images.blur import Box, blur, orient_box, parse_boxes
 from pipeline.images.colour import to_srgb
-from pipeline.images.decode import decode
+from pipeline.images.decode import as_shown, decode
 from pipeline.images.encode import LARGEST, encode, quality
 from pipeline.images.errors import ImageError as ImageError
 from pipeline.images.header import Header, read_header
@@ -82,6 +82,9 @@ class ImageProcessor:
     def _process(self, data: bytes, boxes: object) -> Processed:
         settings = self.settings
         header = read_header(data, settings.max_frames)
+        check_guards(header, settings)
+        if header.kind == "avif":
+            header = as_shown(data, header)
         check_limits(header, settings)
         parsed = parse_boxes(boxes)
         large = header.width * header.height * header.pixel_bytes > LARGE
@@ -179,19 +182,24 @@ class ImageProcessor:
         )
 
 
-def check_limits(header: Header, settings: Download) -> None:
-    """Decoder guards, then the recipe's own limits. Raises ImageError."""
-    width, height = header.width, header.height
-    area = width * height
+def check_guards(header: Header, settings: Download) -> None:
+    """What a decoder may be asked to do. Raises ImageError too_many_pixels."""
+    area = header.width * header.height
+    size = f"{header.width} x {header.height}"
     if area > settings.max_pixels:
-        raise ImageError("too_many_pixels", f"{width} x {height} is above max_pixels {settings.max_pixels}")
+        raise ImageError("too_many_pixels", f"{size} is above max_pixels {settings.max_pixels}")
     if header.frames > settings.max_frames:
         raise ImageError("too_many_pixels", f"more than max_frames {settings.max_frames} frames")
     if area * header.pixel_bytes > settings.max_pixels * 4:
-        raise ImageError("too_many_pixels", f"{width} x {height} at {header.pixel_bytes} bytes a pixel when decoded")
+        raise ImageError("too_many_pixels", f"{size} at {header.pixel_bytes} bytes a pixel when decoded")
+
+
+def check_limits(header: Header, settings: Download) -> None:
+    """The recipe's own limits, inclusive. Raises ImageError too_small, too_many_pixels or aspect_ratio."""
+    width, height = header.width, header.height
     if min(width, height) < settings.min_image_size:
         raise ImageError("too_small", f"{width} x {height} is below min_image_size {settings.min_image_size}")
-    if area > settings.max_image_area:
+    if width * height > settings.max_image_area:
         raise ImageError("too_many_pixels", f"{width} x {height} is above max_image_area {settings.max_image_area:g}")
     if max(width, height) / min(width, height) > settings.max_aspect_ratio:
         raise ImageError("aspect_ratio", f"{width} x {height} is above max_aspect_ratio {settings.max_aspect_ratio:g}")

@@ -64,6 +64,14 @@ def avif_claiming(width: int, height: int) -> bytes:
     return bytes(data)
 
 
+def avif_lying(side: int) -> bytes:
+    """Its AV1 stream is of `side` pixels, its boxes say 100."""
+    data = bytearray(encoded("AVIF", (side, side), speed=10))
+    at = data.index(b"ispe") + 8
+    data[at : at + 8] = struct.pack(">II", 100, 100)
+    return bytes(data)
+
+
 def webp_claiming(width: int, height: int) -> bytes:
     extended = bytes(4) + (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
     body = b"WEBPVP8X" + struct.pack("<I", 10) + extended + encoded("WEBP")[12:]
@@ -179,6 +187,10 @@ def test_a_signature_alone_is_a_decode_error(kind: str) -> None:
 @pytest.mark.parametrize("pixels", ["fast", "img2dataset"])
 def test_limits_are_judged_in_order_and_inclusive(settings: dict[str, object], expected: str, pixels: str) -> None:
     assert reason(encoded("PNG"), pixels=pixels, **settings) == expected
+
+
+def test_an_avif_whose_stream_is_larger_than_its_boxes_say_is_judged_by_its_stream() -> None:
+    assert reason(avif_lying(500), max_pixels=500 * 500 - 1) == "too_many_pixels"
 
 
 def test_frames_up_to_the_limit_pass() -> None:
