@@ -42,7 +42,7 @@ def check_gates(recipe: Recipe) -> None:
         with _engine([]) as engine:
             try:
                 _parsed(engine, sql)
-                kind = _evaluate(engine, f"typeof({sql})")
+                kind = _evaluate(engine, f"typeof({sql}\n)")
                 if kind not in ("BOOLEAN", '"NULL"'):
                     raise ValueError(f"{sql!r}: gives {str(kind).lower()}, not true or false")
             except ValueError as error:
