@@ -34,7 +34,7 @@ class Pair:
 
     @property
     def expected(self) -> tuple[str, str | None]:
-        """(status, reason) under the default recipe, and the same as design.md names them."""
+        """(status, reason) under the default recipe."""
         return ("ok", None) if self.reason is None else (STATUS_OF[self.reason], self.reason)
 
     @property
