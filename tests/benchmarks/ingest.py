@@ -5,6 +5,7 @@ Floors (issue 2): 10 million rows in under 5 minutes and 4 GB, driver and worker
 Rows are spread over hosts as on the web (Zipf), one in twenty is a duplicate, one in a hundred cannot be fetched.
 """
 
+import os
 import shutil
 import subprocess
 import sys
@@ -50,17 +51,23 @@ def generate(path: Path, rows: int) -> None:
 
 
 class PeakMemory(threading.Thread):
-    """Peak of the summed RSS of a process and the Ray workers below it, in bytes, from Linux's /proc."""
+    """Peak of the summed RSS in bytes, and CPU seconds, of a process and the Ray workers below it (Linux's /proc)."""
 
     def __init__(self, pid: int) -> None:
         super().__init__(daemon=True)
         self._pid = pid
         self.peak = 0
+        self._cpu: dict[int, float] = {}
         self.done = threading.Event()
 
     def run(self) -> None:
         while not self.done.wait(0.25):
-            self.peak = max(self.peak, sum(map(resident, [self._pid, *workers_below(self._pid)])))
+            pids = [self._pid, *workers_below(self._pid)]
+            self.peak = max(self.peak, sum(map(resident, pids)))
+            self._cpu.update((pid, max(cpu_seconds(pid), self._cpu.get(pid, 0.0))) for pid in pids)
+
+    def cpu(self) -> float:
+        return sum(self._cpu.values())
 
 
 def resident(pid: int) -> int:
@@ -68,6 +75,14 @@ def resident(pid: int) -> int:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096
     except (OSError, IndexError):
         return 0
+
+
+def cpu_seconds(pid: int) -> float:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def workers_below(pid: int) -> list[int]:
@@ -124,7 +139,8 @@ def measure(name: str, program: str, out: Path, path: Path, rows: int) -> None:
     spent = time.monotonic() - begun
     watch.done.set()
     print(
-        f"{name:<28}{spent:>9.1f} s{rows / spent:>12,.0f} rows/s{watch.peak / 2**30:>8.2f} GiB   exit {code}",
+        f"{name:<26}{spent:>8.1f} s{rows / spent:>11,.0f} rows/s{watch.cpu():>8.1f} CPU s{watch.peak / 2**30:>7.2f} GiB"
+        f"   exit {code}, load {os.getloadavg()[0]:.1f}",
         flush=True,
     )
 

@@ -305,6 +305,18 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path, mixed: Path, scratch
     assert stopped.digests() == whole.digests()
 
 
+def test_a_unit_whose_worker_died_is_done_alone_and_committed_ones_are_left(tmp_path: Path, mixed: Path) -> None:
+    whole = Ingested(tmp_path / "whole")
+    whole.add(mixed)
+    died = Ingested(tmp_path / "died")
+    made = died.make(mixed)
+    assert made is not None
+    died.folder.begin(made.units[1].unit, 0, "earlier run", alone=False)
+    states = {result["unit"]: result["state"] for result in died.run()}
+    assert set(states.values()) == {"done"}
+    assert died.digests() == whole.digests()
+
+
 def test_a_file_that_changed_before_its_units_were_ingested_is_refused(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "x.csv", many(30, 5))
     ingested = Ingested(tmp_path / "root")
