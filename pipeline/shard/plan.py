@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import Any
 
 import pyarrow as pa
@@ -98,15 +98,19 @@ def cut(sizes: Sequence[int], samples: int) -> list[list[tuple[int, int, int]]]:
     """For each shard, its (window, first row, end row) slices; `sizes` are the windows' rows."""
     ends = list(accumulate(sizes, initial=0))
     shards = []
+    first = 0
     for low in range(0, ends[-1], samples):
         high = min(low + samples, ends[-1])
-        shards.append(
-            [
-                (window, max(low, start) - start, min(high, end) - start)
-                for window, (start, end) in enumerate(pairwise(ends))
-                if max(low, start) < min(high, end)
-            ]
-        )
+        while ends[first + 1] <= low:
+            first += 1
+        slices = []
+        window = first
+        while window < len(sizes) and ends[window] < high:
+            start, stop = max(low, ends[window]), min(high, ends[window + 1])
+            if start < stop:
+                slices.append((window, start - ends[window], stop - ends[window]))
+            window += 1
+        shards.append(slices)
     return shards
 
 
