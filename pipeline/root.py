@@ -2,7 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, StoreError
 from pipeline.storage import LocalStore, Store, open_store
 from pipeline.units import StageFolder, current_folder, fingerprints
 from schemas.recipe import ORDER
@@ -11,13 +11,11 @@ from schemas.records import Batch, RunRecord
 
 def open_root(uri: str) -> Store:
     """The store of a ROOT that a build has begun. Raises InputError where there is none."""
-    from botocore.exceptions import BotoCoreError, ClientError
-
     store = open_store(uri)
     try:
         begun = store.size("run.json") is not None or next(iter(store.files("batches")), None) is not None
-    except (ClientError, BotoCoreError) as error:
-        raise InputError(f"{uri}: cannot be read ({error})") from None
+    except StoreError as error:
+        raise InputError(f"{uri}: cannot be read: {error}") from None
     if begun:
         return store
     if isinstance(store, LocalStore) and not store.root.exists():

@@ -82,7 +82,8 @@ class HandmadeRoot:
     def _pair(self, batch: str, number: int, kept: bool) -> dict[str, Any]:
         kind = number % 10
         twin = number - 1 if kind == 5 else number
-        url = f"http://host{twin % 7}.test/{batch}/{number - 3 if kind == 9 else twin}.jpg"
+        image = number - 3 if kind == 9 else twin
+        url = f"http://host{image % 7}.test/{batch}/{image}.jpg"
         text = "" if kind == 3 else f"picture {twin} of {batch}: 猫 ‘é’"
         return {
             "kind": kind, "number": number, "uid": uid_of(url, text), "url": url, "fetch_url": url, "text": text,
