@@ -9,8 +9,8 @@ from aiohttp import ClientResponse
 
 from pipeline.download.failure import Failure
 
-FREE_BYTES = 2 * 1024 * 1024
-"""A body may grow to this without asking; 256 fetches at a time make 512 MiB."""
+FREE_BYTES = 1024 * 1024
+"""A body may grow to this without asking; with what aiohttp buffers, 256 fetches at a time make about 370 MiB."""
 LARGE_BYTES = 300 * 1024 * 1024
 """What larger bodies may take together: six of the default max_bytes."""
 RATE_FROM_S = 3.0
