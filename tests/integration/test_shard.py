@@ -6,12 +6,10 @@ import os
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from moto.server import ThreadedMotoServer
 
 from pipeline.errors import StoreError
 from pipeline.runner import Result
@@ -20,6 +18,7 @@ from pipeline.stop import StopFlag
 from pipeline.storage import Store, open_store
 from pipeline.units import MAX_LONE_DEATHS, StageFolder
 from schemas.recipe import Recipe, parse_recipe
+from tests.fault_proxy import FaultProxy, Rule
 from tests.pool_fixture import Pool, caption_of, exif_of, picture, uid_of, url_of
 from tests.running import REPOSITORY, snapshot
 
@@ -326,24 +325,17 @@ def test_two_workers_on_ray_one_of_them_killed_write_the_same_bytes_as_one_proce
     assert digests(tmp_path) == digests(built)
 
 
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """An empty S3 bucket on loopback."""
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://{}:{}".format(*server.get_host_and_port()))
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "testing")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    import boto3
-
-    boto3.client("s3").create_bucket(Bucket="shards")
-    yield "s3://shards/root"
-    server.stop()
-
-
-def test_a_root_in_s3_holds_the_same_bytes_as_one_on_disk(bucket: str, built: Path) -> None:
-    store = open_store(bucket)
-    shard(make_pool(store))
+def test_a_root_in_s3_whose_store_fails_one_request_in_five_holds_the_same_bytes(
+    s3: str, s3_proxy: FaultProxy, built: Path
+) -> None:
+    store = open_store(s3)
+    pool = make_pool(store)
+    s3_proxy.rules = [
+        Rule("reset", share=0.05), Rule("cut", method="GET", share=0.05), Rule(500, share=0.04),
+        Rule(503, after=True, share=0.04), Rule("reset", after=True, share=0.04),
+    ]  # fmt: skip
+    shard(pool)
+    assert s3_proxy.faults > 10
+    s3_proxy.rules = []
     for path in dataset(built).iterdir():
         assert store.read(f"shard/s0/dataset/{path.name}") == path.read_bytes(), path.name
