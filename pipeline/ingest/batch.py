@@ -55,7 +55,7 @@ def make_from_inputs(
 
 def new_sources(store: Store, known: Sequence[Batch], inputs: Sequence[str]) -> list[Source]:
     """The input files no batch has. Raises InputError for a known path with new content."""
-    seen = {file.source: (file, batch.batch) for batch in known for file in batch.files}
+    seen = {file.source: (file, batch.batch) for batch in reversed(known) for file in batch.files}
     fresh = []
     for source in find_sources(list(inputs), store.uri):
         if source.source not in seen:
@@ -118,7 +118,7 @@ def scan_sources(
     root = store.uri
 
     def make() -> PieceReader:
-        return PieceReader(root, scratch, settings, limit)
+        return PieceReader(root, scratch, settings, limit, run)
 
     def report(result: Result) -> None:
         if result["state"] == "done":

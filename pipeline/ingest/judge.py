@@ -132,7 +132,7 @@ class Judge:
         uids: list[str | None] = [None] * len(urls)
         dup_of: list[str | None] = [None] * len(urls)
         for index, reason in enumerate(reasons):
-            if reason in ("bad_row", "missing_text") or urls[index] is None:
+            if reason in ("bad_row", "missing_text") or not urls[index]:
                 continue
             uid = uids[index] = uid_of(urls[index], texts[index])
             if reason is not None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from pipeline.ingest.readers import read_text
 from pipeline.ingest.sources import Source, opened, stat_source
 from pipeline.runner import Result, Unit
 from pipeline.storage import Store, open_store
+from pipeline.units import MAX_LONE_DEATHS
 from schemas.recipe import Ingest
 from schemas.records import InputFile
 
@@ -70,11 +72,12 @@ def plan_pieces(sources: list[Source]) -> list[Unit]:
 class PieceReader:
     """Reads, normalises and sorts one piece at a time into parts."""
 
-    def __init__(self, root: str, folder: str, settings: Ingest, limit: int | None) -> None:
+    def __init__(self, root: str, folder: str, settings: Ingest, limit: int | None, run: str) -> None:
         self._store = open_store(root)
         self._folder = folder
         self._settings = settings
         self._limit = limit
+        self._run = run
 
     def run(self, unit: Unit, alone: bool) -> Result:
         """The answer is JSON: the piece's parts, rows, kept columns and, of a first piece, the file's sha256.
@@ -83,10 +86,20 @@ class PieceReader:
         """
         plan = json.loads(unit["plan"])
         try:
+            self._begin(unit["unit"], plan["source"]["source"])
             answer = self._read(unit["unit"], plan)
         except InputError as error:
             answer = {"error": str(error)}
         return {"unit": unit["unit"], "state": "done", "rows": unit["rows"], "answer": json.dumps(answer)}
+
+    def _begin(self, name: str, source: str) -> None:
+        """Leave a mark. Raises InputError if reading the piece has killed as many workers as a unit may."""
+        marks = (f"{self._folder}/{name}.{self._run}.{number}" for number in range(1, MAX_LONE_DEATHS + 1))
+        if not any(self._store.create(mark, uuid.uuid4().bytes) for mark in marks):
+            raise InputError(
+                f"input {source}: {MAX_LONE_DEATHS} workers died reading it, most likely for want of memory; "
+                "give workers more, or split the file"
+            )
 
     def _read(self, name: str, plan: dict[str, Any]) -> dict[str, Any]:
         source = Source(**plan["source"])

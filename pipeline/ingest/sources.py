@@ -199,6 +199,8 @@ def opened(source: str) -> Iterator[Stream]:
     gzipped = source.lower().endswith(".gz")
     try:
         head = stored.peek(4)[:4]
+        if gzipped and not head:
+            raise InputError(f"input {source}: is empty, which no gzip file is; get it again or leave it out")
         if head.startswith(b"\x1f\x8b") and not gzipped:
             raise InputError(f"input {source}: holds gzip data; give it a name that ends in .gz")
         plain = io.BufferedReader(gzip.GzipFile(fileobj=stored), 1 << 20) if gzipped else stored

@@ -91,10 +91,10 @@ def run_ingest(
 ) -> None:  # fmt: skip
     """Ingest every unit that has no record yet, one batch after another, as later batches look at earlier ones."""
     by_name = {batch.batch: batch for batch in batches}
+    done = set(folder.generations())
     for batch in batches:
-        done = folder.generations()
         if any(unit.unit not in done for unit in batch.units):
-            _run_batch(store, recipe, batch, by_name, folder, run, stop, report)
+            _run_batch(store, recipe, batch, by_name, folder, done, run, stop, report)
         if stop.is_set():
             return
         if batch.readmits is not None:
@@ -112,8 +112,8 @@ def _sweep(store: Store, folder: StageFolder, batches: Sequence[Batch]) -> None:
 
 
 def _run_batch(
-    store: Store, recipe: Recipe, batch: Batch, batches: dict[str, Batch], folder: StageFolder, run: str,
-    stop: StopFlag, report: Callable[[Result], None],
+    store: Store, recipe: Recipe, batch: Batch, batches: dict[str, Batch], folder: StageFolder, done: set[str],
+    run: str, stop: StopFlag, report: Callable[[Result], None],
 ) -> None:  # fmt: skip
     scratch = scratch_of_batch(store, recipe, batch)
     if batch.readmits is None:
@@ -123,16 +123,14 @@ def _run_batch(
     scan = Scan.from_bytes(store.read(f"{scratch}/manifest.json"))
     size = sum(part.bytes for part in scan.parts) / max(1, sum(part.rows for part in scan.parts))
     together = min(NEIGHBOURS_ROWS, int(NEIGHBOURS_BYTES / max(1.0, size)))
-    done = folder.generations()
     lanes = [
         [{**unit, "from": lane[0]["unit"], "to": lane[-1]["unit"]} for unit in lane if unit["unit"] not in done]
         for lane in _neighbours(batch, together)
     ]
-
-    root = store.uri
+    root, fingerprint, name = store.uri, folder.fingerprint, batch.batch
 
     def make() -> UnitJudge:
-        return UnitJudge(root, folder.fingerprint, batch.batch, scratch, run)
+        return UnitJudge(root, fingerprint, name, scratch, run)
 
     run_pass(recipe, make, [lane for lane in lanes if lane], stop, report, small=batch.rows < SMALL_ROWS)
 

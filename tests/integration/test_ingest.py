@@ -19,6 +19,8 @@ from moto.server import ThreadedMotoServer
 from pipeline.errors import InputError
 from pipeline.ingest import batch as batch_module
 from pipeline.ingest import partition, stage
+from pipeline.ingest.scan import PieceReader, plan_pieces
+from pipeline.ingest.sources import find_sources
 from pipeline.ingest.stage import count_new_rows, load_batches, make_batches, run_ingest
 from pipeline.runner import Result
 from pipeline.stop import StopFlag
@@ -376,6 +378,16 @@ def test_input_that_cannot_be_read_makes_no_batch(tmp_path: Path, name: str, dat
     assert load_batches(ingested.store) == []
     ingested.add(good)
     check_every_row_once(ingested)
+
+
+def test_a_file_that_keeps_killing_its_readers_ends_the_run(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "x.csv", many(10, 2))
+    (piece,) = plan_pieces(find_sources([str(path)]))
+    readers = [PieceReader(str(tmp_path / "root"), "scratch", recipe().ingest, None, "run") for _ in range(6)]
+    answers = [json.loads(reader.run(piece, alone=False)["answer"]) for reader in readers]
+    assert ["error" in answer for answer in answers] == [False] * 5 + [True]
+    another_run = PieceReader(str(tmp_path / "root"), "scratch", recipe().ingest, None, "another")
+    assert "error" not in json.loads(another_run.run(piece, alone=False)["answer"])
 
 
 def test_a_bad_prefilter_is_refused_before_anything_is_read(tmp_path: Path) -> None:

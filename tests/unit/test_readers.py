@@ -307,13 +307,18 @@ def test_a_broken_parquet_file_is_refused_with_one_line(tmp_path: Path, damage: 
 
 
 @pytest.mark.parametrize("suffix", ["csv.gz", "tsv.gz", "json.gz", "jsonl.gz", "txt.gz"])
-@pytest.mark.parametrize("damage", ["truncated", "corrupt", "garbage after", "not gzip"])
+@pytest.mark.parametrize("damage", ["truncated", "corrupt", "garbage after", "not gzip", "empty"])
 def test_a_broken_gz_file_is_refused_with_one_line(tmp_path: Path, suffix: str, damage: str) -> None:
     path = write(tmp_path / f"x.{suffix}", [(f"http://a/{i * 7919}", f"text {i * i}") for i in range(3000)])
     data = bytearray(path.read_bytes())
     middle = len(data) // 2
     corrupt = bytes(data[:middle]) + bytes(64) + bytes(data[middle + 64 :])
-    cases = {"truncated": bytes(data[:middle]), "corrupt": corrupt, "garbage after": bytes(data) + b"junk"}
+    cases = {
+        "truncated": bytes(data[:middle]),
+        "corrupt": corrupt,
+        "garbage after": bytes(data) + b"junk",
+        "empty": b"",
+    }
     path.write_bytes(cases.get(damage, gzip.decompress(data)))
     with pytest.raises(InputError, match=r"x\..*gz") as error:
         read(path)
