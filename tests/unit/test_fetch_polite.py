@@ -12,7 +12,7 @@ from pipeline.download import fetch as fetch_module
 from pipeline.download.fetch import Fetched, Fetcher
 from pipeline.download.hosts import Host
 from schemas.recipe import Download
-from tests.integration.hostile_web import HostileWeb, answer, reset, silent
+from tests.integration.hostile_web import HostileWeb, answer, endless_body, reset, silent
 from tests.unit.test_fetch_guard import SETTINGS, fetch, stub_names
 
 FetchAll = Callable[..., Awaitable[list[Fetched]]]
@@ -50,6 +50,7 @@ async def fetch_all(fetcher: Fetcher, urls: list[str]) -> list[Fetched]:
         (answer("503 Busy"), "robots"),
         (answer("429 Too Many"), "robots"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\nConnection: close\r\n\r\nUser-agent: *", "timeout"),
+        (endless_body, None),
         (silent, "timeout"),
         (reset, "connect"),
         (answer("302 Found", Location="/status?404"), None),
