@@ -45,6 +45,12 @@ class Result:
     """Outcomes a second between the 5th and the 95th percentile; img2dataset's are the server's times."""
     ok: int
     detail: str = ""
+    verify_cpu_s: float = 0.0
+
+    @property
+    def cpu_s(self) -> float:
+        """CPU seconds of the whole side and of the server: what is left of a ratio when neighbours use the cores."""
+        return sum(self.ran.cpu_s.values()) + self.verify_cpu_s + self.served.cpu_s
 
 
 def main() -> int:
@@ -63,7 +69,7 @@ def main() -> int:
             ours = [] if flags.theirs_only else [measure_ours(web, server) for _ in range(flags.repeat)]
         summary.append(_compare(case, ours, theirs))
     print("\n| case | ours s | img2dataset s | whole | at least | ours img/s | img2dataset img/s | steady | at least |"
-          " ours, middle 90% | steady by it |\n|" + " --- |" * 11)  # fmt: skip
+          " ours, middle 90% | steady by it | ours CPU s | img2dataset CPU s |\n|" + " --- |" * 13)  # fmt: skip
     print("\n".join(summary))
     return 0
 
@@ -168,7 +174,7 @@ def measure_ours(web: Web, server: PhotoServer) -> Result:
     result = Result(
         "ours", ran, served, seconds, len(times) / (times[-1] - times[0]),
         0.9 * len(times) / (times[-1 - cut] - times[cut]), ok,
-        f"build {ran.seconds:.1f} s, verify {verify.seconds:.1f} s",
+        f"build {ran.seconds:.1f} s, verify {verify.seconds:.1f} s", sum(verify.cpu_s.values()),
     )  # fmt: skip
     _check_and_print(web, result)
     return result
@@ -214,7 +220,8 @@ def _check_and_print(web: Web, result: Result) -> None:
         f"({result.middle:.0f} middle, {served.rate():.0f} at the server), ok {result.ok} of {expected} possible\n"
         f"    server: {served.requests} requests, {asked} URLs, {served.robots} robots.txt, "
         f"{served.connections} connections, {1000 * served.cpu_s / max(1, served.requests):.2f} ms CPU a request\n"
-        f"    processes, peak RSS of the largest, CPU an image: {roles}; tree {ran.tree_mb:.0f} MB",
+        f"    processes, peak RSS of the largest, CPU an image: {roles}; tree {ran.tree_mb:.0f} MB; "
+        f"{result.cpu_s:.1f} CPU s with the server's; load {os.getloadavg()[0]:.1f}",
         flush=True,
     )
     if asked != web.images:
@@ -232,7 +239,7 @@ def _compare(case: str, ours: list[Result], theirs: list[Result]) -> str:
     return (
         f"| {case} | {median(ours, 'seconds'):.1f} | {median(theirs, 'seconds'):.1f} | {whole:.2f}× | {least_whole}× | "
         f"{median(ours, 'steady'):.0f} | {median(theirs, 'steady'):.0f} | {steady:.2f}× | {least_steady}× | "
-        f"{median(ours, 'middle'):.0f} | {middle:.2f}× |"
+        f"{median(ours, 'middle'):.0f} | {middle:.2f}× | {median(ours, 'cpu_s'):.0f} | {median(theirs, 'cpu_s'):.0f} |"
     )
 
 
