@@ -5,6 +5,7 @@ ROOT/lease.json names the holder; its holder rewrites it every 15 s, each time o
 """
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -240,14 +241,13 @@ def _new_holder(current: tuple[bytes, str] | None) -> str:
 
 def ray_job_state(job: str) -> str | None:
     """The state of a submitted job in the Ray cluster this process is part of; None if it knows no such job."""
-    import os
-
     address = os.environ.get("RAY_ADDRESS")
     if not address:
         return None
+    from ray.exceptions import RayError
     from ray.job_submission import JobSubmissionClient
 
     try:
         return str(JobSubmissionClient(address).get_job_status(job).value)
-    except (RuntimeError, ConnectionError, ValueError):  # what the client raises for no such job, and for no dashboard
+    except (RuntimeError, ConnectionError, ValueError, RayError):  # no such job; no dashboard, or not for us
         return None

@@ -337,12 +337,13 @@ class S3Store:
             why = "ignores If-None-Match or If-Match"
         except StoreError as error:
             held, why = False, f"refuses If-None-Match or If-Match, or our writing ({error})"
+        with contextlib.suppress(StoreError):
+            self._bucket.delete(probe)
         if not held:
             raise InputError(
                 f"output {self.uri}: this store {why}, so two runs could overwrite each other; "
                 "use one with conditional writes (AWS S3, MinIO, R2 …) or a local path"
             )
-        self._bucket.delete(probe)
 
     def arrow(self) -> tuple[pafs.FileSystem, str]:
         return self._bucket.arrow(), f"{self._bucket.name}/{self._prefix}".rstrip("/")

@@ -273,6 +273,7 @@ def test_a_store_that_ignores_a_condition_is_refused(s3: str, s3_proxy: FaultPro
     s3_proxy.rules = [Rule(strip=header, method="PUT")]
     with pytest.raises(InputError, match=r"ignores If-None-Match or If-Match.*conditional writes"):
         open_store(s3).check()
+    assert list(open_store(s3).files("")) == []
 
 
 @pytest.mark.parametrize("uri", ["s3://no-such-bucket-here/x", "s3:///x", "s3://Not_A_Bucket!/x", "gs://bucket/x"])
