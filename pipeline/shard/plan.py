@@ -123,8 +123,8 @@ def outcomes_path(folder: StageFolder, record: UnitRecord) -> str:
 
 
 def open_table(folder: StageFolder, path: str) -> pq.ParquetFile:
-    filesystem, root = folder.store.arrow()
-    return pq.ParquetFile(filesystem.open_input_file(f"{root}/{path}"), pre_buffer=True)
+    """A unit's table, of a few MB: whole by one request, which the store repeats until it is answered."""
+    return pq.ParquetFile(pa.BufferReader(folder.store.read(path)))
 
 
 def eligible(table: pa.Table, after: int | None) -> Any:
