@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from types import FrameType
 
-from pipeline.cluster import job_id, shutdown
+from pipeline.cluster import connect_ahead, job_id, shutdown
 from pipeline.download.stage import retry_download, run_download
 from pipeline.errors import InputError
 from pipeline.funnel import funnel
@@ -105,6 +105,8 @@ class _Run:
         if not batches:
             raise InputError(f"output {self._store.uri}: has no batch yet; give --input")
         self._save()
+        if "download" in request.stages and self._rows_ahead("download", batches):
+            connect_ahead(self._recipe)
         for stage in request.stages:
             self._stage(stage, batches)
             if self._stop.is_set():

@@ -72,9 +72,11 @@ def _execute(
     import ray.data
 
     connect(recipe)
-    concurrent = 1 if alone else plan.concurrent
     ordered = sorted(lanes, key=lambda lane: -sum(unit["rows"] for unit in lane))
     workers = min(pool_size(recipe, plan.stage), len(ordered))
+    # No worker gets more than its share in advance: the first to come up would take nearly everything.
+    share = -(-len(ordered) // workers)
+    concurrent = 1 if alone else min(plan.concurrent, share)
     dataset = ray.data.from_items(
         [{"lane": json.dumps(list(lane))} for lane in ordered], override_num_blocks=len(ordered)
     ).map_batches(
@@ -84,7 +86,7 @@ def _execute(
         num_cpus=1,
         compute=ray.data.ActorPoolStrategy(
             size=workers,
-            max_tasks_in_flight_per_actor=-(-concurrent * 7 // 4),
+            max_tasks_in_flight_per_actor=min(share, -(-concurrent * 7 // 4)),
             max_concurrent_calls_per_actor=concurrent,
             enable_true_multi_threading=True,
         ),

@@ -147,6 +147,8 @@ class Fetcher:
                 if wait > MAX_BACKOFF_S:
                     break
                 await asyncio.sleep(wait)
+                if host.silent:  # by now: others have timed out meanwhile
+                    break
         if started:
             fetched.fetch_ms = round((time.monotonic() - started[0]) * 1000)
         fetched.fetched_at = datetime.now(UTC)

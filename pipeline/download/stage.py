@@ -2,8 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from pipeline.download.worker import DownloadWorker
-from pipeline.runner import Pass, Result, Unit, run_units
+from pipeline.runner import Pass, Result, Unit, UnitWorker, run_units
 from pipeline.stop import StopFlag
 from pipeline.storage import Store
 from pipeline.units import StageFolder
@@ -66,8 +65,11 @@ def _run(
         lanes.setdefault(lane_of[unit["unit"]], []).append(unit)
     largest = max(unit["rows"] for unit in work)
 
-    def make() -> DownloadWorker:
+    def make() -> UnitWorker:
+        # Only a worker needs what fetching and decoding import.
+        from pipeline.download.worker import DownloadWorker
+
         return DownloadWorker(store.uri, ingest.fingerprint, folder.fingerprint, recipe.download, run)
 
-    plan = Pass("download", make, concurrent=max(2, min(16, ROWS_IN_FLIGHT // max(1, largest))))
+    plan = Pass("download", make, concurrent=max(2, min(64, ROWS_IN_FLIGHT // max(1, largest))))
     run_units(recipe, plan, list(lanes.values()), stop, report)
