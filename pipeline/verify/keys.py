@@ -16,6 +16,8 @@ from pipeline.verify.report import SHOWN, Check
 from schemas.records import Batch, Round
 
 MEMORY_LIMIT = "1GB"
+INSERT_ROWS = 100_000
+"""Rows that wait for one INSERT: each is a transaction, which costs milliseconds on disk."""
 
 _TABLES = """
 CREATE TABLE pairs (uid VARCHAR, source VARCHAR, source_row BIGINT, batch VARCHAR);
@@ -84,6 +86,7 @@ class Keys:
         settings: dict[str, Any] = {"memory_limit": MEMORY_LIMIT, "temp_directory": f"{self._folder}/spill"}
         self._engine = duckdb.connect(Path(self._folder) / "keys.duckdb", config=settings)
         self._engine.execute(_TABLES)
+        self._waiting: dict[str, list[pa.Table]] = {}
         return self
 
     def __exit__(
@@ -94,9 +97,21 @@ class Keys:
 
     def add(self, table: str, rows: pa.Table) -> None:
         """Append rows with the table's columns, in any order; more columns are left out."""
-        self._engine.register("added", rows)
-        self._engine.execute(f"INSERT INTO {table} SELECT {', '.join(COLUMNS[table])} FROM added")
-        self._engine.unregister("added")
+        waiting = self._waiting.setdefault(table, [])
+        waiting.append(rows.select(COLUMNS[table]))
+        if sum(part.num_rows for part in waiting) >= INSERT_ROWS:
+            self._insert(table)
+
+    def _insert(self, table: str) -> None:
+        parts = self._waiting.pop(table, [])
+        if parts:
+            self._engine.register("added", pa.concat_tables(parts, promote_options="permissive"))
+            self._engine.execute(f"INSERT INTO {table} SELECT {', '.join(COLUMNS[table])} FROM added")
+            self._engine.unregister("added")
+
+    def _flush(self) -> None:
+        for table in list(self._waiting):
+            self._insert(table)
 
     def add_batches(self, batches: dict[str, Batch]) -> None:
         """Name the input files. A batch of whole files (no limit, nothing readmitted) must answer for every row."""
@@ -133,6 +148,7 @@ class Keys:
 
     def samples(self, folder: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
         """(shard, its samples in the order of their keys), each with the pool_sha256 of its outcome in `folder`."""
+        self._flush()
         reader = self._engine.cursor().execute(
             """SELECT s.shard, s.key, s.uid, s.caption, o.pool_sha256
                FROM samples s LEFT JOIN (FROM outcomes WHERE folder = $folder) o USING (uid)
@@ -152,6 +168,7 @@ class Keys:
             yield shard, rows
 
     def _run(self, check: Check, queries: tuple[str, ...], count: str, values: dict[str, str] | None = None) -> None:
+        self._flush()
         found = self._engine.execute(count).fetchone()
         check.add(found[0] if found else 0)
         for query in queries:
