@@ -15,10 +15,11 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from pipeline.external_sort import Positions, Source, by_uid, sorted_chunks
+from pipeline.faults import fault_point
 from pipeline.root import read_batches
 from pipeline.storage import LocalStore, Store
 from pipeline.units import StageFolder, current_folder, measure
-from pipeline.views import views_sql
+from pipeline.views import first_line, views_sql
 from schemas.records import Complete, Published, PublishedFile, UnitRecord, now
 from schemas.tables import TABLES
 
@@ -67,11 +68,13 @@ def publish(store: Store, stages: Iterable[str]) -> int | None:
     version = _next_version(store, before)
     for table in SOURCE_OF:
         published = _publish_table(store, table, read.get(SOURCE_OF[table]), version, made_from)
+        fault_point("before-latest", table)
         store.replace(f"tables/{table}/latest.json", published.to_bytes())
     shards = read.get("shard")
     text = views_sql(
         store.uri, version, list(SOURCE_OF), dataset_files(shards.folder, shards.records.values()) if shards else []
     )
+    fault_point("before-views")
     store.replace("tables/views.sql", text.encode())
     store.replace("views.sql", text.encode())
     return version
@@ -144,7 +147,10 @@ def _is_current(store: Store, before: dict[str, Published | None], made_from: di
     if any(published is None or published.made_from != made_from for published in before.values()):
         return False
     versions = {published.version for published in before.values() if published}
-    return len(versions) == 1 and store.size("views.sql") is not None
+    if len(versions) != 1:
+        return False
+    tagged = store.read_tagged("views.sql")  # written last
+    return tagged is not None and tagged[0].decode().startswith(first_line(store.uri, versions.pop()))
 
 
 def _next_version(store: Store, before: dict[str, Published | None]) -> int:
@@ -230,4 +236,5 @@ def _place(store: Store, local: Path, path: str) -> None:
         os.close(descriptor)
     target = store.root / path
     target.parent.mkdir(parents=True, exist_ok=True)
+    fault_point("before-tables")
     local.rename(target)

@@ -24,7 +24,7 @@ def views_sql(uri: str, version: int, tables: Sequence[str], dataset: Sequence[s
 
     In `dataset`, `shard` is the S of the files the sample is in, relative to the ROOT.
     """
-    lines = [f"-- Views of {uri}, version {version}: duckdb -init views.sql"]
+    lines = []
     for table in tables:
         source = _quote(f"{uri}/tables/{table}/v{version}/*.parquet")
         lines.append(f"CREATE OR REPLACE VIEW {table} AS SELECT * FROM read_parquet({source});")
@@ -35,7 +35,12 @@ def views_sql(uri: str, version: int, tables: Sequence[str], dataset: Sequence[s
     else:
         select = _EMPTY_DATASET
     lines.append(f"CREATE OR REPLACE VIEW dataset AS {select};")
-    return "\n".join(lines) + "\n" + _SAMPLES
+    return first_line(uri, version) + "\n".join(lines) + "\n" + _SAMPLES
+
+
+def first_line(uri: str, version: int) -> str:
+    """The script's first line, by which its version is known."""
+    return f"-- Views of {uri}, version {version}: duckdb -init views.sql\n"
 
 
 def _quote(text: str) -> str:

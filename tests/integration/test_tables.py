@@ -113,6 +113,28 @@ def test_only_the_current_generation_of_a_row_is_published(tmp_path: Path) -> No
     assert published(made.store, "outcomes")["generation"].to_pylist() == [1] * record.rows
 
 
+@pytest.mark.parametrize("point", ["before-tables", "before-latest@outcomes", "before-views"])
+def test_a_failure_while_publishing_leaves_the_old_tables_whole_and_the_next_run_publishes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str
+) -> None:
+    made = HandmadeRoot(LocalStore(tmp_path / "root"))
+    made.batch(20)
+    made.finish()
+    old = {path: path.read_bytes() for path in (tmp_path / "root/tables").glob("*/v1/*")}
+    made.batch(20)
+    monkeypatch.setenv("PAIRMILL_FAULT", f"{point}:enospc:{tmp_path}/flag")
+    with pytest.raises(OSError, match="space"):
+        made.finish()
+    for table in SOURCE_OF:
+        latest = read_published(made.store, table)
+        assert latest
+        assert all(measure(tmp_path / "root" / file.path) == (file.bytes, file.sha256) for file in latest.files)
+    assert {path: path.read_bytes() for path in old} == old
+    assert (tmp_path / "root/views.sql").read_text().count("/v1/") == len(SOURCE_OF)
+    again = publish(made.store, made.folders)
+    assert {read.version for table in SOURCE_OF if (read := read_published(made.store, table))} == {again}
+
+
 @pytest.mark.parametrize("lost", ["tables/consent/latest.json", "views.sql"])
 def test_a_publication_cut_short_is_made_again_under_a_new_number(tmp_path: Path, lost: str) -> None:
     made = HandmadeRoot(LocalStore(tmp_path))
