@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from types import FrameType
 
-from pipeline.cluster import connect_ahead, job_id, shutdown
+from pipeline.cluster import job_id, shutdown
 from pipeline.download.stage import retry_download, run_download
 from pipeline.errors import InputError
 from pipeline.funnel import funnel
@@ -105,8 +105,6 @@ class _Run:
         if not batches:
             raise InputError(f"output {self._store.uri}: has no batch yet; give --input")
         self._save()
-        if "download" in request.stages and self._rows_ahead("download", batches):
-            connect_ahead(self._recipe)
         for stage in request.stages:
             self._stage(stage, batches)
             if self._stop.is_set():
@@ -135,18 +133,18 @@ class _Run:
         others = (StageFolder(store, stage, name).completed() for name in fingerprints(store, stage)
                   if name != folder.fingerprint)  # fmt: skip
         latest = max((done.finished_at for done in others if done), default=None)
-        if folder.complete(folder.records(), [batch.batch for batch in batches], latest):
-            folder.sweep()
+        folder.complete(folder.iter_records(), [batch.batch for batch in batches], latest)
 
     def _rows_ahead(self, stage: str, batches: Sequence[Batch]) -> int:
         folder = self._folders[stage]
         if stage == "shard":
             return expected(self._recipe, self._folders["download"], folder)["samples"]
         done = folder.generations()
-        if stage == "ingest":
-            return sum(piece.rows for batch in batches for piece in batch.units if piece.unit not in done)
-        ingested = self._folders["ingest"].records().values()
-        return sum(sum(record.counts.get("ok", {}).values()) for record in ingested if record.unit not in done)
+        missing = {piece.unit: piece.rows for batch in batches for piece in batch.units if piece.unit not in done}
+        if stage == "ingest" or not missing:
+            return sum(missing.values())
+        ingested = self._folders["ingest"].iter_records()
+        return sum(sum(record.counts.get("ok", {}).values()) for record in ingested if record.unit in missing)
 
     def _judge(self, batches: Sequence[Batch]) -> int:
         rows = funnel(self._store, self._folders, batches)

@@ -1,15 +1,11 @@
 """The Ray a run uses: the cluster it was submitted to, one named in the recipe, or an embedded one."""
 
-import contextlib
 import json
 import logging
 import os
 import signal
-import threading
 
 from schemas.recipe import Recipe
-
-_CONNECTING = threading.Lock()
 
 
 def connect(recipe: Recipe) -> None:
@@ -17,44 +13,31 @@ def connect(recipe: Recipe) -> None:
     import ray
     import ray.data
 
-    with _CONNECTING:
-        if ray.is_initialized():
-            return
-        address = recipe.ray.address or os.environ.get("RAY_ADDRESS") or "local"
-        if address == "local":
-            # Its workers are this run's own work, not somebody's background job; and nobody reads its usage reports.
-            os.environ.setdefault("RAY_worker_niceness", "0")
-            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        # What workers do is in their results; Ray's own log files keep the rest.
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-        main = threading.current_thread() is threading.main_thread()
-        terminate = signal.getsignal(signal.SIGTERM)
-        ray.init(
-            address=address,
-            logging_level=logging.ERROR,
-            log_to_driver=bool(os.environ.get("PAIRMILL_WORKER_LOGS")),
-            **({"include_dashboard": False} if address == "local" else {}),
-        )
-        if main:
-            signal.signal(signal.SIGTERM, terminate)  # ray.init puts its own there
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
-        context.print_on_execution_start = False
-        context.execution_options.verbose_progress = False
-        # Units are long and heartbeats are watched by the lease, so Ray must not take a quiet run for a hung one.
-        context.execution_no_progress_timeout_s = -1
-        for name in ("ray", "ray.data"):
-            logging.getLogger(name).setLevel(logging.ERROR)
-
-
-def connect_ahead(recipe: Recipe) -> None:
-    """Begin to connect in a thread, while there is other work; whoever needs Ray calls `connect` and waits for it."""
-    threading.Thread(target=_connect_quietly, args=(recipe,), daemon=True).start()
-
-
-def _connect_quietly(recipe: Recipe) -> None:
-    with contextlib.suppress(Exception):  # said by the call that needs it
-        connect(recipe)
+    if ray.is_initialized():
+        return
+    address = recipe.ray.address or os.environ.get("RAY_ADDRESS") or "local"
+    if address == "local":
+        # Its workers are this run's own work, not somebody's background job; and nobody reads its usage reports.
+        os.environ.setdefault("RAY_worker_niceness", "0")
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # What workers do is in their results; Ray's own log files keep the rest.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    terminate = signal.getsignal(signal.SIGTERM)
+    ray.init(
+        address=address,
+        logging_level=logging.ERROR,
+        log_to_driver=bool(os.environ.get("PAIRMILL_WORKER_LOGS")),
+        **({"include_dashboard": False} if address == "local" else {}),
+    )
+    signal.signal(signal.SIGTERM, terminate)  # ray.init puts its own there
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_options.verbose_progress = False
+    # Units are long and heartbeats are watched by the lease, so Ray must not take a quiet run for a hung one.
+    context.execution_no_progress_timeout_s = -1
+    for name in ("ray", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def shutdown() -> None:

@@ -220,7 +220,7 @@ class StageFolder:
     def complete(
         self, records: Mapping[str, UnitRecord] | Iterable[UnitRecord], batches: list[str], latest: str | None
     ) -> bool:
-        """Fold the current records into complete.json; True if it changed. `iter_records()` folds in flat memory.
+        """Sweep, and fold the current records into complete.json; True if that changed. `iter_records()` streams.
 
         `latest` is the newest finished_at among the stage's other fingerprints: a later one than ours means that
         this folder has to say again that it is the current one. Raises LeaseLostError if another run writes
@@ -239,6 +239,7 @@ class StageFolder:
         same = before is not None and before.model_dump(exclude={"finished_at"}) == content
         if same and before is not None and (latest is None or before.finished_at > latest):
             return False
+        self.sweep()  # before we say so: a run killed in between sweeps again
         finished = Complete.model_validate({**content, "finished_at": _after(latest)})
         if tagged is None:
             done = self.store.create(path, finished.to_bytes())

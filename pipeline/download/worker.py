@@ -55,11 +55,17 @@ class DownloadWorker:
 
     def run(self, unit: Unit, alone: bool) -> Result:
         """Fetch and commit one unit; `deferred` where an earlier attempt died and this is not a lone pass."""
+        if record := self._folder.committed(unit["unit"], unit["generation"]):
+            return {"unit": unit["unit"], "state": "done", "rows": record.rows, "counts": record.counts}
         attempt = self._folder.begin(unit["unit"], unit["generation"], self._run, alone)
-        if attempt.number > 1 and not alone:
+        if attempt.suspect and not alone:
             self._folder.withdraw(attempt)
             return {"unit": unit["unit"], "state": "deferred", "rows": 0}
-        record = self._call(self._unit(unit, attempt, alone))
+        try:
+            record = self._call(self._unit(unit, attempt, alone))
+        except Exception:  # a full disk, a store that is gone: no fault of the unit's
+            self._folder.withdraw(attempt)
+            raise
         return {"unit": unit["unit"], "state": "done", "rows": record.rows, "counts": record.counts}
 
     async def _unit(self, unit: Unit, attempt: Attempt, alone: bool) -> UnitRecord:

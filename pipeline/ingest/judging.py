@@ -43,7 +43,7 @@ class UnitJudge:
             self._folder.withdraw(attempt)
             record = self._folder.record(unit["unit"], 0)
             return {"unit": unit["unit"], "state": "done", "rows": record.rows, "counts": record.counts}
-        if attempt.number > 1 and not alone:
+        if attempt.suspect and not alone:
             self._folder.withdraw(attempt)
             return {"unit": unit["unit"], "state": "deferred", "rows": 0}
         if attempt.lone_deaths >= MAX_LONE_DEATHS:

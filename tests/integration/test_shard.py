@@ -291,6 +291,8 @@ from tests.pool_fixture import Pool
 root, workers, run = sys.argv[1:]
 if workers != "0":
     import ray
+    from pipeline.shard import stage
+    stage.FEW = 0
     ray.init(address="local", num_cpus=int(workers), include_dashboard=False, log_to_driver=False)
 shard(Pool(__import__("pathlib").Path(root)), recipe(), run)
 """
