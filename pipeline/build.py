@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from types import FrameType
 
-from pipeline.cluster import job_id, shutdown
+from pipeline.cluster import job_id, release, shutdown
 from pipeline.download.stage import retry_download, run_download
 from pipeline.errors import InputError
 from pipeline.funnel import funnel
@@ -24,7 +24,7 @@ from pipeline.ingest.batch import load_batches
 from pipeline.ingest.stage import make_batches, run_ingest
 from pipeline.lease import Lease
 from pipeline.progress import Progress
-from pipeline.shard.stage import expected, run_shard
+from pipeline.shard.stage import FEW, expected, run_shard
 from pipeline.stop import StopFlag
 from pipeline.storage import LocalStore, Store, open_store
 from pipeline.tables import publish
@@ -109,6 +109,8 @@ class _Run:
             self._stage(stage, batches)
             if self._stop.is_set():
                 return self._stopped()
+            if stage == "download" and self._rows_ahead("shard", batches) < FEW:
+                release()
         publish(self._store, STAGES)
         return self._judge(batches)
 

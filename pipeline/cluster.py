@@ -4,15 +4,19 @@ import json
 import logging
 import os
 import signal
+import threading
 
 from schemas.recipe import Recipe
+
+_releasing: list[threading.Thread] = []
 
 
 def connect(recipe: Recipe) -> None:
     """Connect to Ray, quietly, once. Raises ConnectionError where a named cluster does not answer."""
     import ray
-    import ray.data
 
+    while _releasing:
+        _releasing.pop().join()
     if ray.is_initialized():
         return
     address = recipe.ray.address or os.environ.get("RAY_ADDRESS") or "local"
@@ -30,14 +34,6 @@ def connect(recipe: Recipe) -> None:
         **({"include_dashboard": False} if address == "local" else {}),
     )
     signal.signal(signal.SIGTERM, terminate)  # ray.init puts its own there
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.execution_options.verbose_progress = False
-    # Units are long and heartbeats are watched by the lease, so Ray must not take a quiet run for a hung one.
-    context.execution_no_progress_timeout_s = -1
-    for name in ("ray", "ray.data"):
-        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def shutdown() -> None:
@@ -45,6 +41,13 @@ def shutdown() -> None:
     import ray
 
     ray.shutdown()
+
+
+def release() -> None:
+    """Disconnect in the background: no stage of this run needs Ray any more."""
+    thread = threading.Thread(target=shutdown)
+    _releasing.append(thread)
+    thread.start()
 
 
 def pool_size(recipe: Recipe, stage: str) -> int:

@@ -21,7 +21,7 @@ class PoolWriter:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.members = 0
-        self._file = path.open("wb")
+        self._file = path.open("wb", buffering=1 << 20)
 
     def add(self, name: str, data: bytes) -> Member:
         """Append one member; `name` is at most 100 ASCII characters."""

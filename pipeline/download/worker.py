@@ -29,7 +29,7 @@ from schemas.records import FileEntry, UnitRecord
 
 log = logging.getLogger(__name__)
 
-DECODE_THREADS = 2
+DECODE_THREADS = 1
 
 
 class DownloadWorker:

@@ -6,6 +6,7 @@ rounds/0001.json  →  units 0001-0000000 …  →  dataset/00000.tar .parquet _
 import json
 import logging
 import shutil
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
@@ -75,11 +76,20 @@ def _make(
 
     make = partial(ShardWorker, store.uri, recipe, download.fingerprint, folder.fingerprint, run)
     if sum(unit["rows"] for unit in units) < FEW:
-        worker = make()
-        for unit in units:
+        local = threading.local()
+
+        def run_here(unit: Unit) -> Result:
             if stop.is_set():
-                return
-            heard(worker.run(unit, alone=True))
+                return {"unit": unit["unit"], "state": "stopped", "rows": 0}
+            if not hasattr(local, "worker"):
+                local.worker = make()
+            result: Result = local.worker.run(unit, alone=True)
+            return result
+
+        # Two, so that one's disk and hashing overlap the other's work.
+        with ThreadPoolExecutor(2) as threads:
+            for result in threads.map(run_here, units):
+                heard(result)
     else:
         lanes = [[{name: unit[name] for name in ("unit", "generation", "rows")}] for unit in units]
         run_units(recipe, Pass("shard", make), lanes, stop, heard)
