@@ -3,16 +3,19 @@
 import argparse
 import difflib
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import yaml
 
 from pipeline.errors import HeldError, InputError, LeaseLostError
 from schemas.recipe import Recipe, RecipeError, parse_recipe
+
+log = logging.getLogger(__name__)
 
 DONE, FAILED, BAD_INPUT, GATE_FAILED, HELD = 0, 1, 2, 3, 4
 
@@ -47,21 +50,33 @@ def load_recipe(name: str, settings: Sequence[str]) -> Recipe:
             raise RecipeError(f"recipe {name}: no such file or shipped recipe; {hint}")
         path = Path(str(files("jobs.recipes") / f"{name}.yaml"))
     try:
-        data = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"recipe {path}: not YAML: {' '.join(str(error).split())}") from None
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"recipe {path}: cannot be read: {error}") from None
+    data = _yaml(text, f"recipe {path}")
     data = data if data is not None else {}
     for setting in settings:
         key, equals, value = setting.partition("=")
         parts = key.split(".")
         if not equals or len(parts) < 2:
             raise RecipeError(f"--set {setting}: expected section.key=value")
-        node = data
+        node: Any = data
         for part in parts[:-1]:
-            node = node.setdefault(part, {}) if isinstance(node, dict) else {}
+            if isinstance(node, dict):
+                node[part] = {} if node.get(part) is None else node[part]
+                node = node[part]
+        if not isinstance(node, dict):
+            raise RecipeError(f"--set {setting}: {'.'.join(parts[:-1])} has no keys below it")
         # SQL is text as it stands; everything else is YAML: numbers, true, [lists].
-        node[parts[-1]] = value if ".".join(parts[:-1]) in SQL_KEYS else yaml.safe_load(value)
+        node[parts[-1]] = value if ".".join(parts[:-1]) in SQL_KEYS else _yaml(value, f"--set {setting}")
     return parse_recipe(data, name)
+
+
+def _yaml(text: str, place: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{place}: not YAML: {' '.join(str(error).split())}") from None
 
 
 def build_parser(prog: str, description: str) -> Parser:
@@ -86,7 +101,9 @@ def _positive(text: str) -> int:
 
 def run_main(prog: str, main: Callable[[], int]) -> int:
     """Run a job's main function; the errors a user can mend become one line and their exit code."""
+    level = logging.DEBUG if os.environ.get("PAIRMILL_DEBUG") else logging.INFO
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    log.setLevel(level)
     try:
         return main()
     except HeldError as error:
@@ -95,8 +112,15 @@ def run_main(prog: str, main: Callable[[], int]) -> int:
         return _fail(prog, error, BAD_INPUT)
     except BrokenPipeError:
         return FAILED
-    except (OSError, LeaseLostError) as error:
-        return _fail(prog, error, FAILED)
+    except KeyboardInterrupt:
+        return _fail(prog, RuntimeError("interrupted; the same command goes on from what is committed"), FAILED)
+    except Exception as error:
+        # One line for everybody; the traceback for whoever asks for it.
+        log.debug("", exc_info=True)
+        told = (
+            error if isinstance(error, OSError | LeaseLostError) else RuntimeError(f"{type(error).__name__}: {error}")
+        )
+        return _fail(prog, told, FAILED)
 
 
 def _fail(prog: str, error: BaseException, code: int) -> int:

@@ -15,11 +15,12 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from types import FrameType
 
+from pipeline.check import check_recipe
 from pipeline.cluster import job_id, release, shutdown
 from pipeline.download.stage import retry_download, run_download
 from pipeline.errors import InputError
 from pipeline.funnel import funnel
-from pipeline.gates import accepted_batches, check_gates, failed_gates
+from pipeline.gates import accepted_batches, failed_gates
 from pipeline.ingest.batch import load_batches
 from pipeline.ingest.stage import make_batches, run_ingest
 from pipeline.lease import Lease
@@ -63,7 +64,7 @@ def build(request: Request) -> int:
     """
     store = open_store(request.root)
     store.check()
-    check_gates(request.recipe)
+    check_recipe(request.recipe)
     run = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
     with Lease.acquire(store, run, on_lost=lambda: _leave(store.uri)) as lease:
         if isinstance(store, LocalStore):
@@ -95,6 +96,7 @@ class _Run:
 
     def go(self) -> int:
         signal.signal(signal.SIGTERM, self._terminate)
+        signal.signal(signal.SIGINT, self._terminate)
         request = self._request
         known = {batch.batch for batch in load_batches(self._store)}
         if unknown := sorted(set(request.accept) - known):
@@ -105,7 +107,14 @@ class _Run:
         if not batches:
             raise InputError(f"output {self._store.uri}: has no batch yet; give --input")
         self._save()
-        for stage in request.stages:
+        try:
+            return self._run_stages(batches)
+        except BaseException:
+            self._save(finished_at=now(), exit_code=1)
+            raise
+
+    def _run_stages(self, batches: Sequence[Batch]) -> int:
+        for stage in self._request.stages:
             self._stage(stage, batches)
             if self._stop.is_set():
                 return self._stopped()
@@ -129,7 +138,9 @@ class _Run:
                 retry_download(store, recipe, batches, ingest, folder, run, stop, progress, self._request.retry)
             else:
                 run_download(store, recipe, batches, self._folders["ingest"], folder, run, stop, progress)
-        if stop.is_set():
+        # A set-level stage is complete where what it reads is.
+        read = self._folders["download" if stage == "shard" else stage].generations()
+        if stop.is_set() or any(piece.unit not in read for batch in batches for piece in batch.units):
             return
         self._lease.renew()
         others = (StageFolder(store, stage, name).completed() for name in fingerprints(store, stage)
@@ -141,6 +152,9 @@ class _Run:
         folder = self._folders[stage]
         if stage == "shard":
             return expected(self._recipe, self._folders["download"], folder)["samples"]
+        if stage == "download" and self._request.retry:
+            ended = [reasons for record in folder.iter_records() for reasons in record.counts.values()]
+            return sum(reasons.get(reason, 0) for reasons in ended for reason in self._request.retry)
         done = folder.generations()
         missing = {piece.unit: piece.rows for batch in batches for piece in batch.units if piece.unit not in done}
         if stage == "ingest" or not missing:
@@ -175,7 +189,8 @@ class _Run:
         self._store.replace("run.json", record.to_bytes())
 
     def _terminate(self, _signal: int, _frame: FrameType | None) -> None:
-        """SIGTERM: take no new unit, commit what finishes in time, drop the lease."""
+        """SIGTERM or Ctrl-C: take no new unit, commit what finishes in time, drop the lease."""
+        log.info("stopping; units under way have %.0f s to end", GRACE_S)
         threading.Thread(target=self._stop.raise_flag, daemon=True).start()
         timer = threading.Timer(GRACE_S, self._give_up)
         timer.daemon = True

@@ -3,7 +3,8 @@
 import os
 from typing import TYPE_CHECKING
 
-from pipeline.ingest.batch import load_batches
+from pipeline.check import check_recipe
+from pipeline.ingest.batch import check_limit, load_batches
 from pipeline.ingest.stage import count_new_rows
 from pipeline.shard.stage import expected
 from pipeline.storage import open_store
@@ -22,9 +23,11 @@ def plan(request: "Request") -> str:
     """One line a stage: units, rows, requests, bytes, hours. Raises InputError as the run itself would."""
     from pipeline.build import stage_folders
 
+    check_recipe(request.recipe)
     store = open_store(request.root)
     folders = stage_folders(store, request.recipe)
     batches = load_batches(store)
+    check_limit(store, request.limit, batches)
     new = count_new_rows(store, request.recipe, request.inputs, batches) if "ingest" in request.stages else 0
     if request.limit:
         new = min(new, request.limit)
@@ -35,6 +38,11 @@ def plan(request: "Request") -> str:
         done = folders[stage].generations()
         left = [piece for batch in batches for piece in batch.units if piece.unit not in done]
         rows, units = sum(piece.rows for piece in left) + new, len(left) + new_units
+        if stage == "download" and request.retry:
+            records = list(folders[stage].iter_records())
+            hits = [sum(counts.get(reason, 0) for counts in record.counts.values() for reason in request.retry)
+                    for record in records]  # fmt: skip
+            rows, units = sum(hits), sum(hit > 0 for hit in hits)
         requests = rows if stage == "download" else 0
         if stage == "shard":
             ready = expected(request.recipe, folders["download"], folders["shard"])

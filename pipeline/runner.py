@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from pipeline.cluster import connect, pool_size
-from pipeline.errors import StoreError
+from pipeline.errors import InputError, StoreError
 from pipeline.stop import StopFlag
 from schemas.recipe import Recipe
 
@@ -72,7 +72,10 @@ def run_units(
     interrupted = _Pool(recipe, plan, lanes, stop, report, alone=False).run()
     if interrupted and not stop.is_set():
         log.info("%s: %d units were interrupted before and now run alone", plan.stage, len(interrupted))
-        _Pool(recipe, plan, [[unit] for unit in interrupted], stop, report, alone=True).run()
+        names = {unit["unit"] for unit in interrupted}
+        # Still lane by lane: a host's units never run at the same time.
+        suspects = [[unit for unit in lane if unit["unit"] in names] for lane in lanes]
+        _Pool(recipe, plan, [lane for lane in suspects if lane], stop, report, alone=True).run()
 
 
 class _Pool:
@@ -148,13 +151,13 @@ class _Pool:
 
         try:
             result = ray.get(reference)
-        except ray.exceptions.ActorDiedError as error:
-            self._lost(lane, error)
-            return False
         except ray.exceptions.RayTaskError as error:
             # What went wrong is the worker's own error (a full disk, a store that is gone), not Ray's wrapping of it.
-            self._error = self._error or (error.cause if isinstance(error.cause, OSError) else error)
+            self._error = self._error or (error.cause if isinstance(error.cause, OSError | InputError) else error)
             return True
+        except ray.exceptions.RayError as error:  # dead, out of memory, its node gone
+            self._lost(lane, error)
+            return False
         if lane is None:
             self._starts_lost = 0
             return True

@@ -162,20 +162,20 @@ class StageFolder:
         if (winner := self.committed(unit, generation)) is not None:
             return winner  # and nothing of ours is written over what it names
         published = []
-        fault_point("before-publish", unit)
+        fault_point("before-publish", unit, self.stage)
         for output in outputs:
             name = output.name or f"{output.table}/{unit}.{generation}.{attempt.number}{output.local.suffix}"
             size, digest = measure(output.local)
             self.store.publish(output.local, f"{self.base}/{name}")
             published.append(FileEntry(path=name, bytes=size, sha256=digest, rows=output.rows, table=output.table))
-            fault_point("mid-publish", unit)
+            fault_point("mid-publish", unit, self.stage)
         record = UnitRecord(
             unit=unit, generation=generation, attempt=attempt.number, input_digest=input_digest,
             rows=rows, counts=counts, files=[*keep, *published],
         )  # fmt: skip
-        fault_point("before-record", unit)
+        fault_point("before-record", unit, self.stage)
         if self.store.create(f"{self.base}/units/{unit}.{generation}.json", record.to_bytes()):
-            fault_point("after-record", unit)
+            fault_point("after-record", unit, self.stage)
             return record
         # Another attempt won. Only what this attempt published goes: `keep` belongs to an earlier generation, and a
         # name fixed by the layout is the winner's too.

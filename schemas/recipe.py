@@ -30,12 +30,26 @@ def _listed(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
+CONSENT_DEFAULTS = {
+    "robots": True, "x_robots_tag": True, "tdm_reservation": True, "content_usage": True, "tdmrep": False,
+}  # fmt: skip
+
+
+def _with_defaults(value: object) -> object:
+    return {**CONSENT_DEFAULTS, **value} if isinstance(value, dict) else value
+
+
+def _in_one_order(value: object) -> object:
+    listed = _listed(value)
+    return sorted({"sha256", *listed}, reverse=True) if isinstance(listed, list) else listed
+
+
 Strings = Annotated[list[str], BeforeValidator(_listed)]
 Interpolation = Literal["nearest", "linear", "cubic", "area", "lanczos", "lanczos4"]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
 
 class Ingest(Section):
@@ -90,21 +104,23 @@ class Download(Section):
         "fast", "fast: scaled decode; img2dataset: that library's own Resizer, pixel-identical to it"
     )
     exif: Literal["none", "safe", "all"] = shapes("safe", "EXIF kept: safe is orientation, size, make, model")
-    compute_hash: Annotated[list[Literal["sha256", "sha1", "md5"]], BeforeValidator(_listed)] = shapes(
+    compute_hash: Annotated[list[Literal["sha256", "sha1", "md5"]], BeforeValidator(_in_one_order)] = shapes(
         ["sha256", "sha1", "md5"], "hashes of the fetched bytes; sha256 is always there"
     )
     verify_hash: tuple[str, Literal["sha256", "sha1", "md5"]] | None = shapes(
         None, "kept column with a hash of the bytes, and its kind; another hash is hash_mismatch"
     )
-    consent: dict[Literal["robots", "x_robots_tag", "tdm_reservation", "content_usage", "tdmrep"], bool] = shapes(
-        {"robots": True, "x_robots_tag": True, "tdm_reservation": True, "content_usage": True},
-        "signals evaluated and honoured; a signal not named keeps its default",
-    )
+    consent: Annotated[
+        dict[Literal["robots", "x_robots_tag", "tdm_reservation", "content_usage", "tdmrep"], bool],
+        BeforeValidator(_with_defaults),
+    ] = shapes(CONSENT_DEFAULTS, "signals evaluated and honoured; a signal not named keeps its default")
     disallowed_header_directives: Strings = shapes(
         ["noai", "noimageai", "noindex", "noimageindex", "none", "noml"],
         "X-Robots-Tag directives that opt out",
     )
-    timeout: float = tunes(10.0, "seconds for a whole fetch, retries and redirects aside", gt=0)
+    timeout: float = tunes(
+        10.0, "seconds for one try with its redirects; less for a host that has only stalled so far", gt=0
+    )
     retries: int = tunes(2, "further tries after a timeout, a reset, 429 or 5xx", ge=0, le=10)
     min_rate: int = tunes(1024, "bytes a second below which a body, after 3 s, is a timeout", ge=0)
     user_agent_token: str | None = tunes(None, "token by which sites may address this crawler; default: pairmill")
@@ -194,6 +210,8 @@ def parse_recipe(data: object, place: str) -> Recipe:
     """Validate `data` (as YAML gives it); `place` names it in errors. Raises RecipeError."""
     if data is None:
         data = {}
+    if isinstance(data, dict):
+        data = {name: {} if section is None else section for name, section in data.items()}
     if not isinstance(data, dict):
         raise RecipeError(f"recipe {place}: expected sections such as download:, got {type(data).__name__}")
     try:

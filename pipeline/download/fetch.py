@@ -177,8 +177,6 @@ class Fetcher:
                     fetched.attempts -= 1
                 raise
             seconds = (self._settings.timeout if seconds is None else seconds) - took
-            fetched.http_status, fetched.final_url = reply.status, url.url
-            fetched.content_type = _text(reply.headers.get("Content-Type"))
             location = reply.headers.get("Location")
             if reply.status in REDIRECTS and location is not None:
                 hold.release()
@@ -204,6 +202,9 @@ class Fetcher:
         """Judges a response by its headers: how many bytes of its body are wanted."""
 
         def wanted(status: int, headers: Any) -> int:
+            # Told also where the body fails.
+            fetched.http_status, fetched.final_url = status, url.url
+            fetched.content_type = _text(headers.get("Content-Type"))
             if not 200 <= status < 300:
                 return 0
             signals = header_signals(headers.items(), self._in_headers, self._token, self._disallowed)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+from pipeline.errors import InputError
 from pipeline.runner import Pass, Result, Unit, UnitWorker, run_units
 from pipeline.stop import StopFlag
 from pipeline.storage import Store
@@ -22,6 +23,7 @@ def run_download(
     upstream = ingest.generations()
     done = folder.generations()
     for batch in batches:
+        _check_ingested(batch, upstream)
         work = [_unit(piece, 0, upstream[piece.unit]) for piece in batch.units if piece.unit not in done]
         _run(store, recipe, ingest, folder, run, stop, report, batch, work)
 
@@ -34,6 +36,7 @@ def retry_download(
     upstream = ingest.generations()
     records = folder.records()
     for batch in batches:
+        _check_ingested(batch, upstream)
         work = []
         for piece in batch.units:
             record = records.get(piece.unit)
@@ -42,6 +45,12 @@ def retry_download(
                 unit = _unit(piece, record.generation + 1, upstream[piece.unit])
                 work.append({**unit, "retry": list(reasons), "rows": hit})
         _run(store, recipe, ingest, folder, run, stop, report, batch, work)
+
+
+def _check_ingested(batch: Batch, ingested: dict[str, int]) -> None:
+    missing = sum(piece.unit not in ingested for piece in batch.units)
+    if missing:
+        raise InputError(f"batch {batch.batch}: {missing} units are not ingested yet; run jobs.ingest or jobs.build")
 
 
 def _unit(piece: UnitRange, generation: int, ingest_generation: int) -> Unit:

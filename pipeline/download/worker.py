@@ -66,7 +66,8 @@ class DownloadWorker:
         except Exception:  # a full disk, a store that is gone: no fault of the unit's
             self._folder.withdraw(attempt)
             raise
-        return {"unit": unit["unit"], "state": "done", "rows": record.rows, "counts": record.counts}
+        rows = unit["rows"] if unit.get("retry") else record.rows
+        return {"unit": unit["unit"], "state": "done", "rows": rows, "counts": record.counts}
 
     async def _unit(self, unit: Unit, attempt: Attempt, alone: bool) -> UnitRecord:
         upstream = self._ingest.record(unit["unit"], unit["ingest_generation"])
@@ -137,9 +138,12 @@ class DownloadWorker:
             self._fetcher.forget(name)
 
         hosts = by_host(fetches, lambda url: urlsplit(url).hostname or "")
-        async with asyncio.TaskGroup() as group:
-            for name, queue in hosts:
-                group.create_task(host(name, queue))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for name, queue in hosts:
+                    group.create_task(host(name, queue))
+        except ExceptionGroup as group_error:
+            raise group_error.exceptions[0] from None
 
     async def _target(
         self, target: Target, columns: dict[str, list[Any]], made: Outcomes, pool: PoolWriter,
@@ -149,6 +153,7 @@ class DownloadWorker:
         reasons: dict[int, tuple[str, str | None]] = {}
         values: dict[str, Any] = {}
         signals: list[dict[str, Any]] = []
+        image: Processed | None = None
         try:
             for row in target.rows:
                 if matched := self._blocklist.url(columns["url"][row]):
@@ -163,14 +168,14 @@ class DownloadWorker:
                     else:
                         work = partial(self._process, fetched.body, target, columns, reasons, values, processor)
                         image = await asyncio.get_running_loop().run_in_executor(self._threads, work)
-                        if image is not None:
-                            uid = columns["uid"][target.rows[0]]
-                            member = pool.add(f"{uid}.{image.extension}", image.data)
-                            values["pool_offset"], values["pool_size"], values["pool_sha256"] = member
-                            fault_point("mid-pool")
         except Exception as error:
             log.exception("internal error at %s", target.fetch_url)
             reasons = {row: ("internal", f"{type(error).__name__}: {error}"[:500]) for row in target.rows}
+        if image is not None:
+            # Outside the `try`: a disk that is full ends the attempt, not the row.
+            member = pool.add(f"{columns['uid'][target.rows[0]]}.{image.extension}", image.data)
+            values["pool_offset"], values["pool_size"], values["pool_sha256"] = member
+            fault_point("mid-pool")
         for row in target.rows:
             reason, detail = reasons.get(row, (None, None))
             own = dict(values)

@@ -33,7 +33,7 @@ def make_from_inputs(
     store: Store, recipe: Recipe, known: Sequence[Batch], inputs: Sequence[str], limit: int | None, run: str
 ) -> Batch | None:
     """A batch of the input files no batch has, or None. Raises InputError where they cannot be read to their end."""
-    _check_limit(store, limit, known)
+    check_limit(store, limit, known)
     sources = new_sources(store, known, inputs)
     if not sources:
         return None
@@ -78,7 +78,7 @@ def _same_content(source: Source, file: InputFile) -> bool:
         return stream.sha256() == file.sha256
 
 
-def _check_limit(store: Store, limit: int | None, known: Sequence[Batch]) -> None:
+def check_limit(store: Store, limit: int | None, known: Sequence[Batch]) -> None:
     if limit is not None and limit < 1:
         raise InputError(f"--limit {limit}: has to be at least 1")
     for batch in known:

@@ -173,8 +173,9 @@ def _physical_lines(stream: io.BufferedReader) -> Iterator[list[bytes]]:
     lines = iter(stream)
     first = True
     while True:
-        chunk, size = [], 0
+        chunk, size, ended = [], 0, False
         for line in islice(lines, BATCH_ROWS):
+            ended = line.endswith(b"\n")
             if line.endswith(b"\n"):
                 line = line[:-2] if line.endswith(b"\r\n") else line[:-1]
             chunk.append(line)
@@ -183,10 +184,10 @@ def _physical_lines(stream: io.BufferedReader) -> Iterator[list[bytes]]:
                 break
         if not chunk:
             return
-        if first and chunk[0].startswith(_BOM):
+        if first and chunk == [_BOM] and size == len(_BOM) and not ended:
+            return
+        if first:
             chunk[0] = chunk[0].removeprefix(_BOM)
-            if chunk == [b""]:
-                return
         first = False
         yield chunk
 

@@ -36,6 +36,10 @@ def verify(store: Store, share: float = 1.0) -> Report:
     state = read_state(store)
     report = Report(store.uri)
     check_sums(state, report)
+    readable = report.check(4, "records can be read")
+    readable.add(sum(len(folder.all) for folder in state.folders))
+    for path in state.damaged:
+        readable.add(1, [f"{path}: is no whole record"])
     sizes = report.check(4, "recorded files are there, whole")
     for path, entry in state.recorded():
         sizes.add(1, check_size(state, path, entry))

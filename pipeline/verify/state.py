@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+from pydantic import ValidationError
+
 from pipeline.root import current_folders, read_batches
 from pipeline.storage import Store
 from pipeline.units import StageFolder, fingerprints
@@ -42,6 +44,8 @@ class State:
     """stage → its current folder"""
     sizes: dict[str, int]
     """Every file below the stages' folders, relative to ROOT → bytes."""
+    damaged: list[str]
+    """Records that cannot be read."""
 
     def recorded(self) -> Iterator[tuple[str, FileEntry]]:
         """Each file any record names, once: path relative to ROOT, and its entry."""
@@ -68,14 +72,23 @@ def read_state(store: Store) -> State:
         for name in fingerprints(store, stage)
     }
     found = sorted(path for path in sizes if _RECORD.match(path))
+
+    def read(path: str) -> UnitRecord | None:
+        try:
+            return UnitRecord.model_validate_json(store.read(path))
+        except ValidationError:
+            return None
+
+    damaged = []
     with ThreadPoolExecutor(READERS) as pool:
-        for path, record in zip(
-            found, pool.map(lambda p: UnitRecord.model_validate_json(store.read(p)), found), strict=True
-        ):
+        for path, record in zip(found, pool.map(read, found), strict=True):
+            if record is None:
+                damaged.append(path)
+                continue
             folder = folders["/".join(path.split("/")[:2])]
             folder.all[record.unit, record.generation] = record
             known = folder.current.get(record.unit)
             if known is None or known.generation < record.generation:
                 folder.current[record.unit] = record
     current = {stage: folders[folder.base] for stage, folder in current_folders(store).items()}
-    return State(store, read_batches(store), list(folders.values()), current, sizes)
+    return State(store, read_batches(store), list(folders.values()), current, sizes, damaged)

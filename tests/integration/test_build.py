@@ -127,6 +127,13 @@ def test_a_plan_writes_and_requests_nothing(web: Web, built: tuple[Path, Path, A
         (["--input", "/nowhere/at/all.parquet"], "/nowhere/at/all.parquet"),
         (["--no-such-flag"], "--no-such-flag"),
         (["--accept", "0099"], "0099"),
+        (["--set", "select.rules.r=true"], "there is no select stage yet"),
+        (["--set", "download.consent.tdmrep=true"], "tdmrep"),
+        (["--set", "download.blocklists=/nowhere/list"], "/nowhere/list"),
+        (["--set", "download.bbox_col=faces"], "add it to ingest.keep_columns"),
+        (["--set", "download.allow_addresses=nonsense"], "nonsense"),
+        (["--set", "download.ca_file=/nowhere/ca.pem"], "/nowhere/ca.pem"),
+        (["--set", "download.image_size=[1"], "not YAML"),
     ],
 )
 def test_bad_input_is_one_line_with_exit_code_2(
@@ -136,6 +143,26 @@ def test_bad_input_is_one_line_with_exit_code_2(
     assert done.returncode == 2, done.stderr
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+    assert not (tmp_path / "r" / "batches").exists()
+
+
+def test_a_stage_whose_input_is_not_there_yet_says_which_job_to_run(
+    web: Web, built: tuple[Path, Path, Any], tmp_path: Path
+) -> None:
+    recipe, root = built[1], tmp_path / "r"
+    assert job("ingest", "--recipe", recipe, "--input", web.list_path, "--output", root).returncode == 0
+    for path in root.glob("ingest/*/units/*.json"):
+        path.unlink()
+    early = job("download", "--recipe", recipe, "--output", root)
+    assert early.returncode == 2
+    assert "run jobs.ingest" in early.stderr
+    assert not list(root.glob("download/*/complete.json"))
+
+
+def test_a_folder_that_cannot_be_written_is_refused_by_name(web: Web, built: tuple[Path, Path, Any]) -> None:
+    refused = job("build", "--recipe", built[1], "--input", web.list_path, "--output", "/proc/no-root")
+    assert refused.returncode == 2
+    assert "/proc/no-root" in refused.stderr
 
 
 def test_a_failed_gate_is_exit_3_with_results_written_until_somebody_accepts_it(

@@ -40,7 +40,7 @@ def test_a_second_day_fetches_only_new_pairs_even_when_killed_once(web: Web, tmp
     )
     hits = web.hits()
 
-    fault = {"PAIRMILL_FAULT": f"before-record:kill:{tmp_path / 'killed'}"}
+    fault = {"PAIRMILL_FAULT": f"before-record@download:kill:{tmp_path / 'killed'}"}
     job("build", "--recipe", recipe, "--input", first, second, "--output", root, env=fault)
     assert (tmp_path / "killed").exists()
     again = job("build", "--recipe", recipe, "--input", first, second, "--output", root)
