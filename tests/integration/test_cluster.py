@@ -6,14 +6,18 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from jobs.demo.web import Web
-from tests.running import REPOSITORY, job, write_recipe
+from tests.running import job, write_recipe
 
+TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid.uuid4().hex}
+"""Ray 2.60 protects a head by a token; it and everybody who talks to it know ours."""
+ENV = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | TOKEN
 RAY = str(Path(sys.executable).parent / "ray")
 
 
@@ -36,12 +40,12 @@ def head() -> Iterator[str]:
     process = subprocess.Popen(
         [RAY, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=2",
          "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--disable-usage-stats"],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, env=ENV,
     )  # fmt: skip
     address = f"http://127.0.0.1:{dashboard}"
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        listed = subprocess.run([RAY, "job", "list", "--address", address], capture_output=True, check=False)
+        listed = subprocess.run([RAY, "job", "list", "--address", address], capture_output=True, check=False, env=ENV)
         if listed.returncode == 0:
             break
         time.sleep(0.5)
@@ -53,16 +57,15 @@ def head() -> Iterator[str]:
 def submit(address: str, name: str, *arguments: object, wait: bool = True) -> subprocess.CompletedProcess[str]:
     flags = ["--address", address, "--submission-id", name, *([] if wait else ["--no-wait"])]
     command = [sys.executable, "-m", "jobs.build", *map(str, arguments)]
-    env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     return subprocess.run(
-        [RAY, "job", "submit", *flags, "--working-dir", str(REPOSITORY / "jobs" / "recipes"), "--", *command],
-        capture_output=True, text=True, timeout=240, check=False, env={**env, "PYTHONPATH": str(REPOSITORY)},
+        [RAY, "job", "submit", *flags, "--", *command],
+        capture_output=True, text=True, timeout=240, check=False, env=ENV,
     )  # fmt: skip
 
 
 def status(address: str, name: str) -> str:
     done = subprocess.run(
-        [RAY, "job", "status", "--address", address, name], capture_output=True, text=True, check=False
+        [RAY, "job", "status", "--address", address, name], capture_output=True, text=True, check=False, env=ENV
     )
     return done.stdout + done.stderr
 
@@ -94,7 +97,9 @@ def test_a_stopped_job_submitted_again_resumes(head: str, web: Web, tmp_path: Pa
     deadline = time.monotonic() + 90
     while not list(root.glob("download/*/attempts/*")) and time.monotonic() < deadline:
         time.sleep(0.05)
-    subprocess.run([RAY, "job", "stop", "--address", head, "stopped"], capture_output=True, check=True, timeout=120)
+    subprocess.run(
+        [RAY, "job", "stop", "--address", head, "stopped"], capture_output=True, check=True, timeout=120, env=ENV
+    )
     again = submit(head, "again", *arguments)
     assert again.returncode == 0, again.stdout + again.stderr
     assert job("verify", root).returncode == 0
