@@ -24,6 +24,7 @@ class Progress:
         self._stage = stage
         self._rows = rows
         self._done = 0
+        self._told = 0
         self._counts: Counts = {}
         self._started = self._printed = time.monotonic()
         console = Console(stderr=True)
@@ -37,7 +38,7 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         if self._live:
             self._live.stop()
-        if self._done:
+        if self._done != self._told:
             log.info("%s", self._line())
 
     def __call__(self, result: Result) -> None:
@@ -47,6 +48,7 @@ class Progress:
             self._live.update(Text(self._line()))
         elif time.monotonic() - self._printed > PLAIN_EVERY_S:
             self._printed = time.monotonic()
+            self._told = self._done
             log.info("%s", self._line())
 
     def _line(self) -> str:
