@@ -37,7 +37,6 @@ BROKEN: Final = (
     AssertionError,
     EOFError,
     RuntimeError,
-    NotImplementedError,
     struct.error,
     zlib.error,
     ImageCms.PyCMSError,
