@@ -196,7 +196,9 @@ def write_recipe(server: PhotoServer, folder: Path) -> Path:
 
 
 def our_env() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    """Ours is not installed but run from its folder: Python may keep its bytecode, as it does for a package."""
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return {**kept, "PYTHONPATH": str(REPOSITORY)}
 
 
 def our_role(root: bool, command: str) -> str:
