@@ -5,6 +5,8 @@ import runpy
 import sys
 from importlib.resources import files
 
+from pipeline.start import start_lean
+
 
 def main() -> int:
     names = sorted(path.name.removesuffix(".py") for path in files("jobs").iterdir() if path.name.endswith(".py"))
@@ -21,6 +23,7 @@ def main() -> int:
         )
         return 2
     del sys.argv[1]
+    start_lean()
     runpy.run_module(f"jobs.{job}", run_name="__main__", alter_sys=True)
     return 0
 

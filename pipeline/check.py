@@ -4,9 +4,8 @@ import ssl
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline.download.addresses import AddressPolicy
+from pipeline.download.addresses import AddressPolicy, read_hosts
 from pipeline.download.blocklist import Blocklist
-from pipeline.download.resolver import read_hosts
 from pipeline.errors import InputError
 from pipeline.gates import check_gates
 from pipeline.ingest.prefilter import Prefilter

@@ -6,6 +6,7 @@ and it hands a dead actor's calls out again for ever, innocent units along with 
 which units a dead worker held: they run again in a second pass, each alone in its worker.
 """
 
+import gc
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from typing import Any, Protocol
 
 from pipeline.cluster import connect, pool_size
 from pipeline.errors import InputError, StoreError
+from pipeline.start import start_lean
 from pipeline.stop import StopFlag
 from schemas.recipe import Recipe
 
@@ -45,7 +47,11 @@ class Pass:
 
 class _Actor:
     def __init__(self, plan: Pass, alone: bool, stop: StopFlag) -> None:
+        usual = gc.get_threshold()
+        start_lean()
         self._worker = plan.make()
+        gc.freeze()  # what was imported stays; no collection has to look at it again
+        gc.set_threshold(*usual)
         self._alone = alone
         self._stop = stop
 

@@ -2,6 +2,7 @@
 
 import ipaddress
 from collections.abc import Sequence
+from pathlib import Path
 
 _IPv4 = ipaddress.IPv4Network
 _IPv6 = ipaddress.IPv6Network
@@ -79,3 +80,13 @@ class AddressPolicy:
         if why := next((why for range_, why in _BLOCKED_6.items() if parsed in range_), None):
             return why
         return None if parsed in _GLOBAL_6 else "reserved"
+
+
+def read_hosts(path: Path) -> dict[str, list[str]]:
+    """Name (lower-case) → addresses of a hosts(5) file. Raises OSError."""
+    hosts: dict[str, list[str]] = {}
+    for line in path.read_text().splitlines():
+        address, *names = line.split("#")[0].split() or [""]
+        for name in names:
+            hosts.setdefault(name.lower(), []).append(address)
+    return hosts

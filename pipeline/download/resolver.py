@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from pipeline.download.addresses import AddressPolicy
+from pipeline.download.addresses import AddressPolicy, read_hosts
 from pipeline.download.failure import Failure
 
 Lookup = Callable[[str], Awaitable[list[str]]]
@@ -126,13 +126,3 @@ def _family(address: str) -> socket.AddressFamily:
 
 def _system_lookup(host: str) -> list[tuple[int, int, int, str, tuple[str | int, ...]]]:
     return socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)  # type: ignore[return-value]
-
-
-def read_hosts(path: Path) -> dict[str, list[str]]:
-    """Name (lower-case) → addresses of a hosts(5) file. Raises OSError."""
-    hosts: dict[str, list[str]] = {}
-    for line in path.read_text().splitlines():
-        address, *names = line.split("#")[0].split() or [""]
-        for name in names:
-            hosts.setdefault(name.lower(), []).append(address)
-    return hosts

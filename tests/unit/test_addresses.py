@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.download import resolver as resolver_module
-from pipeline.download.addresses import AddressPolicy
+from pipeline.download.addresses import AddressPolicy, read_hosts
 from pipeline.download.failure import Failure
-from pipeline.download.resolver import Resolver, read_hosts
+from pipeline.download.resolver import Resolver
 
 BLOCKED = [
     "0.0.0.0", "0.1.2.3", "10.1.2.3", "100.64.0.1", "100.127.255.255", "127.0.0.1", "127.255.0.1",
