@@ -48,3 +48,25 @@ def test_a_bucket_that_is_not_there_is_one_line_before_any_work(web: Web, s3: st
     assert done.returncode == 2
     assert "no-such-bucket" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_worker_killed_after_a_record_whose_reply_was_lost_has_committed(
+    web: Web, s3: str, s3_proxy: FaultProxy, tmp_path: Path
+) -> None:
+    unit = "0001-0000001"
+    recipe = write_recipe(tmp_path / "r.yaml", web.recipe, ray={"pools": {"download": 1}})
+    lost = Rule(answer="reset", after=True, method="PUT", key=rf"download/\w+/units/{unit}\.0\.json", count=1)
+    s3_proxy.rules = [lost]
+    flag = tmp_path / "killed"
+    assert job("ingest", "--recipe", recipe, "--input", web.list_path, "--output", s3).returncode == 0
+    fault = {"PAIRMILL_FAULT": f"after-record@{unit}:kill:{flag}"}
+    done = job("download", "--recipe", recipe, "--output", s3, env=fault)
+    assert done.returncode == 0, done.stderr
+    assert lost.count == 0, "the reply was lost"
+    assert flag.exists(), "the worker was killed"
+    bucket = s3.split("/")[2]
+    keys = [item["Key"] for item in boto3.client("s3").list_objects_v2(Bucket=bucket)["Contents"]]
+    marks = [key for key in keys if f"/attempts/{unit}." in key and key.split("/")[-4] == "download"]
+    assert len(marks) == 1, "the unit was not begun again"
+    checked = job("verify", s3)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
