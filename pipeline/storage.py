@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import os
 import shutil
@@ -77,6 +78,22 @@ class Store(Protocol):
 
 
 _LOCK = "swap.lock"
+
+
+def locate(store: Store, pool_file: str) -> tuple[Store, str]:
+    """The store that holds a pool file, and its path there: ROOT's own, or that of an adopted tar's absolute URI."""
+    return holder(pool_file) if "://" in pool_file else (store, pool_file)
+
+
+def holder(uri: str) -> tuple[Store, str]:
+    """A store for the folder of the file at an absolute URI, and the file's name in it."""
+    folder, _, name = uri.rpartition("/")
+    return _folder(folder), name
+
+
+@functools.cache
+def _folder(uri: str) -> Store:
+    return open_store(uri)
 
 
 def open_store(uri: str) -> Store:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 
 from pipeline.root import current_folders, read_batches, read_runs
-from pipeline.storage import Store
+from pipeline.storage import Store, locate
 from pipeline.tables import SOURCE_OF, open_table, read_published, stamp, unit_files
 from pipeline.units import StageFolder, fingerprints
 from schemas.records import Batch, RunRecord, UnitRecord
@@ -147,7 +147,8 @@ class Trace:
         path, offset, size = outcome["pool_file"], outcome["pool_offset"], outcome["pool_size"]
         told: Row = {"file": path, "offset": offset, "size": size, "sha256": outcome["pool_sha256"]}
         try:
-            data = self._store.read_range(path, offset, size)
+            holder, place = locate(self._store, path)
+            data = holder.read_range(place, offset, size)
         except FileNotFoundError:
             return {**told, "verified": "the file is missing"}
         same = hashlib.sha256(data).hexdigest() == outcome["pool_sha256"]

@@ -45,6 +45,29 @@ class UnitRange(Record):
     """Hash of the host whose units run one at a time, for a host larger than a unit."""
 
 
+class AdoptedTar(Record):
+    """A tar of an adopted download as it was when it was measured."""
+
+    uri: str
+    bytes: int
+    etag: str
+    images: int
+    """Images that rows of the Parquet file beside it name as successes."""
+    orphans: int
+    """Images that no such row names; they are left where they are."""
+    broken: str | None = None
+    """Where it stops being a tar."""
+
+
+class Adopted(Record):
+    """A batch whose images were not fetched: an img2dataset download's files, one tar a file of the batch."""
+
+    path: str
+    copied: bool
+    """The images were copied into ROOT's pool; else they are read where they are."""
+    tars: list[AdoptedTar]
+
+
 class Batch(Record):
     batch: str
     created_at: str
@@ -59,6 +82,7 @@ class Batch(Record):
     kept: list[str] = []
     """Input columns that the batch's tables carry as src_<name>: keep_columns with '*' resolved."""
     units: list[UnitRange]
+    adopted: Adopted | None = None
 
 
 class FileEntry(Record):

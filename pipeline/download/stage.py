@@ -24,6 +24,11 @@ def run_download(
     done = folder.generations()
     for batch in batches:
         _check_ingested(batch, upstream)
+        if batch.adopted and any(piece.unit not in done for piece in batch.units):
+            raise InputError(
+                f"batch {batch.batch}: was adopted from {batch.adopted.path}, not all of it to {folder.base}; "
+                f"python -m jobs.adopt {batch.adopted.path} with this recipe and --output does that without a request"
+            )
         work = [_unit(piece, 0, upstream[piece.unit]) for piece in batch.units if piece.unit not in done]
         _run(store, recipe, ingest, folder, run, stop, report, batch, work)
 

@@ -15,7 +15,7 @@ from pipeline.stop import StopFlag
 from pipeline.storage import Store
 from pipeline.units import StageFolder
 from schemas.recipe import Ingest, Recipe, digest, fingerprint
-from schemas.records import Batch, InputFile, now
+from schemas.records import Adopted, Batch, InputFile, now
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +30,9 @@ def ingest_folder(store: Store, recipe: Recipe) -> StageFolder:
 
 
 def make_from_inputs(
-    store: Store, recipe: Recipe, known: Sequence[Batch], inputs: Sequence[str], limit: int | None, run: str
-) -> Batch | None:
+    store: Store, recipe: Recipe, known: Sequence[Batch], inputs: Sequence[str], limit: int | None, run: str,
+    adopted: Adopted | None = None,
+) -> Batch | None:  # fmt: skip
     """A batch of the input files no batch has, or None. Raises InputError where they cannot be read to their end."""
     check_limit(store, limit, known)
     sources = new_sources(store, known, inputs)
@@ -48,7 +49,7 @@ def make_from_inputs(
         store, scan, scratch,
         Batch(
             batch=name, created_at=now(), run=run, files=scan.files, rows=scan.rows, limit=limit,
-            settings=settings.model_dump(mode="json"), kept=scan.kept, units=[],
+            settings=settings.model_dump(mode="json"), kept=scan.kept, units=[], adopted=adopted,
         ),
     )  # fmt: skip
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 import pyarrow as pa
 
 from pipeline.errors import StoreError
-from pipeline.storage import Store
+from pipeline.storage import Store, locate
 
 BLOCK_ROWS = 2_048
 BLOCK_BYTES = 64 << 20
@@ -66,11 +66,12 @@ class PoolReader:
             yield _gathered(*block)
 
     def _read(self, part: Range) -> list[tuple[int, bytes]]:
+        store, path = locate(self._store, part.path)
         try:
-            data = memoryview(self._store.read_range(part.path, part.offset, part.end - part.offset))
+            data = memoryview(store.read_range(path, part.offset, part.end - part.offset))
         except FileNotFoundError:
             raise PoolMismatchError(
-                f"{self._store.uri}/{part.path} is gone; it held the image of {part.members[0].uid}"
+                f"{store.uri}/{path} is gone; it held the image of {part.members[0].uid}"
             ) from None
         images = []
         for member in part.members:
@@ -78,7 +79,7 @@ class PoolReader:
             image = bytes(data[start : start + member.size])
             if hashlib.sha256(image).hexdigest() != member.sha256:
                 raise PoolMismatchError(
-                    f"{self._store.uri}/{part.path}: the image of {member.uid} ({member.size} bytes from "
+                    f"{store.uri}/{path}: the image of {member.uid} ({member.size} bytes from "
                     f"{member.offset}) is not the one recorded, {member.sha256}; the file has changed since download"
                 )
             images.append((member.place, image))
