@@ -32,7 +32,9 @@ def _listed(value: object) -> object:
 
 CONSENT_DEFAULTS = {
     "robots": True, "x_robots_tag": True, "tdm_reservation": True, "content_usage": True, "tdmrep": False,
+    "iptc_plus": True, "c2pa": True,
 }  # fmt: skip
+"""Consent signals, and which are honoured unless the recipe says otherwise; what costs a request a host is off."""
 
 
 def _with_defaults(value: object) -> object:
@@ -111,7 +113,9 @@ class Download(Section):
         None, "kept column with a hash of the bytes, and its kind; another hash is hash_mismatch"
     )
     consent: Annotated[
-        dict[Literal["robots", "x_robots_tag", "tdm_reservation", "content_usage", "tdmrep"], bool],
+        dict[
+            Literal["robots", "x_robots_tag", "tdm_reservation", "content_usage", "tdmrep", "iptc_plus", "c2pa"], bool
+        ],
         BeforeValidator(_with_defaults),
     ] = shapes(CONSENT_DEFAULTS, "signals evaluated and honoured; a signal not named keeps its default")
     disallowed_header_directives: Strings = shapes(
@@ -131,16 +135,23 @@ class Download(Section):
     allow_addresses: Strings = tunes([], "private ranges that may be fetched from, e.g. 127.64.0.0/10")
     ca_file: str | None = tunes(None, "PEM file of certificates trusted beside the system's")
     hosts_file: str | None = tunes(None, "hosts(5) file asked before DNS")
-    blocklists: Strings = tunes([], "files of sha256, sha1, md5 or URL md5, one a line: blocklisted")
+    blocklists: Strings = tunes([], "files of sha256, sha1, md5, URL md5 or pdq:<64 digits>, one a line: blocklisted")
     min_success: float = tunes(0.0, "gate: share of attempted rows that must end ok", ge=0, le=1)
 
 
 class Dedupe(Section):
-    levels: dict[Literal["bytes", "pdq"], bool | int] = shapes({"bytes": True, "pdq": 31}, "duplicate levels")
+    levels: dict[Literal["bytes", "pdq"], bool | int] = shapes(
+        {"bytes": True, "pdq": 31}, "duplicate levels; pdq: the largest Hamming distance of a duplicate; {}: none"
+    )
     scope: Literal["pair", "image"] = shapes("pair", "a duplicate is an image with the same text, or any text")
-    eligible: dict[str, str] = shapes({}, "name → SQL; only rows that pass all compete")
-    rank: Strings = shapes(["pixels", "bytes", "uid"], "who survives")
-    against: dict[str, str] = shapes({}, "evaluation set → path")
+    eligible: dict[str, str] = shapes(
+        {}, "name → SQL over a row's metadata, as in select.rules; only rows that pass all compete"
+    )
+    rank: Strings = shapes(
+        ["pixels", "bytes", "uid"], "who survives: the most original pixels, then bytes; uid: the lowest"
+    )
+    dihedral: bool = shapes(False, "also compare the seven rotations and reflections of an image")
+    against: dict[str, str] = shapes({}, "evaluation set → folder, tar or table of its images, listed in overlaps")
 
 
 class Encoder(Section):
@@ -172,7 +183,15 @@ class Balance(Section):
 
 
 class Select(Section):
-    rules: dict[str, str] = shapes({}, "name → SQL predicate; a row must pass all")
+    rules: dict[str, str] = shapes(
+        {}, "name → SQL predicate over a row's metadata; a row must pass all, and is dropped by the first it fails"
+    )
+    decontaminate: Literal["all"] | list[str] = shapes(
+        "all", "sets of dedupe.against whose images are dropped as contaminated; all of them, or these; []: none"
+    )
+    uids: str | None = shapes(
+        None, "file of the only uids kept: DataComp's .npy, .parquet with a column uid, .txt with one a line"
+    )
     top: Top | None = shapes(None, "keep a top fraction")
     balance: Balance | None = shapes(None, "balance by metadata entries")
 
@@ -257,12 +276,23 @@ def digest(value: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-OWN_SETTINGS_ONLY = ("ingest", "download", "embed")
-ORDER = ("ingest", "download", "dedupe", "embed", "semantic", "select", "shard")
+OWN_SETTINGS_ONLY = ("ingest", "download", "hashes", "embed")
+ORDER = ("ingest", "download", "hashes", "dedupe", "embed", "semantic", "select", "shard")
+"""Folders of ROOT in the order of the flow. `hashes` is no stage of its own: `dedupe` fills it where it needs them."""
 
 
-def fingerprint(recipe: Recipe, stage: str, before: dict[str, str]) -> str:
-    """The stage's fingerprint; `before` has those of the stages run before it, used by set-level stages."""
-    settings: dict[str, Any] = {} if stage == "ingest" else shaping(getattr(recipe, stage))
+def fingerprint(
+    recipe: Recipe, stage: str, before: dict[str, str], contents: dict[str, dict[str, str]] | None = None
+) -> str:
+    """The stage's fingerprint; `before` has those of the stages run before it, used by set-level stages.
+
+    `contents` are digests of the files that a stage's settings name: {stage: {key: digest}}.
+    """
+    if stage == "hashes":
+        settings: dict[str, Any] = {"dihedral": recipe.dedupe.dihedral}
+    else:
+        settings = {} if stage == "ingest" else shaping(getattr(recipe, stage))
+    if contents and contents.get(stage):
+        settings = {**settings, "contents": contents[stage]}
     upstream = {} if stage in OWN_SETTINGS_ONLY else before
     return digest({"format": FORMAT_VERSION, "stage": stage, "settings": settings, "before": upstream})

@@ -119,6 +119,8 @@ class Round(Record):
     """Upstream unit → generation an earlier round read: only its rows of later generations belong to this round."""
     plan: dict[str, object] = {}
     """What else the stage fixed for all units of the round."""
+    batches: list[str] = []
+    """Batches whose rows the round holds; a unit of one batch alone names it in its descriptor."""
 
 
 class Complete(Record):

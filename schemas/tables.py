@@ -105,6 +105,8 @@ HASHES: Final = _table(
     ("uid", pa.string(), "the pair's uid"),
     ("pdq", pa.string(), "PDQ hash, 64 hex digits"),
     ("pdq_quality", pa.int32(), "PDQ quality, 0 to 100"),
+    ("colour", pa.string(), "4 x 4 mean colours in CIE L*a*b*, 96 hex digits, row by row"),
+    ("forms", pa.string(), "PDQ hashes of the seven other rotations and reflections; null unless dedupe.dihedral"),
 )
 
 DUPLICATES: Final = _table(
@@ -150,7 +152,7 @@ DECISIONS: Final = _table(
     (
         "dropped_by",
         pa.string(),
-        "rule's name, duplicate, contaminated, retracted, not_embedded, top or balance",
+        "rule's name, duplicate, contaminated, retracted, uids, not_embedded, top or balance; null where kept",
     ),
     ("weight", pa.float32(), "sampling weight"),
 )
