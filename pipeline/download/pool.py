@@ -1,11 +1,12 @@
 """Pool shards: a tar a unit, whose members are found by offset, so that any image is one range request."""
 
 import hashlib
-import tarfile
 from pathlib import Path
 from typing import NamedTuple
 
-_BLOCK = tarfile.BLOCKSIZE
+from pipeline.tar import BLOCK, TarMembers
+
+_MEMBERS = TarMembers(0o644)
 
 
 class Member(NamedTuple):
@@ -21,21 +22,20 @@ class PoolWriter:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.members = 0
+        self._end = 0
         self._file = path.open("wb", buffering=1 << 20)
 
     def add(self, name: str, data: bytes) -> Member:
         """Append one member; `name` is at most 100 ASCII characters."""
-        header = tarfile.TarInfo(name)
-        header.size = len(data)
-        self._file.write(header.tobuf(tarfile.USTAR_FORMAT))
-        offset = self._file.tell()
-        self._file.write(data)
-        self._file.write(b"\0" * (-len(data) % _BLOCK))
+        member = b"".join(_MEMBERS.member(name, data))
+        self._file.write(member)
+        offset = self._end + BLOCK
+        self._end += len(member)
         self.members += 1
         return Member(offset, len(data), hashlib.sha256(data).hexdigest())
 
     def close(self) -> None:
         """End the archive as POSIX asks: two blocks of zeros."""
         if not self._file.closed:
-            self._file.write(b"\0" * 2 * _BLOCK)
+            self._file.write(bytes(2 * BLOCK))
             self._file.close()

@@ -5,7 +5,7 @@ import tarfile
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,6 +15,7 @@ from pipeline.faults import fault_point
 from pipeline.images.sniff import sniff
 from pipeline.shard.plan import naming
 from pipeline.shard.pool import PoolMismatchError, PoolReader
+from pipeline.tar import BLOCK, TarMembers
 from pipeline.units import Output
 from schemas.recipe import Recipe
 from schemas.tables import SAMPLES
@@ -24,6 +25,8 @@ OURS = ("uid", "clip_score")
 
 RESERVED = frozenset({*SAMPLES.names, "jpg", "png", "webp"})
 EXTENSIONS = {"jpeg": "jpg", "png": "png", "webp": "webp", "gif": "gif", "avif": "avif"}
+
+MEMBERS = TarMembers(0o444)
 
 Sample = tuple[str, str, bytes, bytes, bytes]
 """key, extension of the image, image, JSON, caption."""
@@ -113,22 +116,11 @@ def _write_tar(samples: Iterator[Sample], folder: Path, name: str, count: int) -
     local = folder / f"{name}.tar"
     with local.open("wb", buffering=1 << 20) as file:
         for key, extension, image, described, caption in samples:
-            add_member(file, f"{key}.{extension}", image)
-            add_member(file, f"{key}.json", described)
-            add_member(file, f"{key}.txt", caption)
-        file.write(bytes(2 * tarfile.BLOCKSIZE))
+            members = (f"{key}.{extension}", image), (f"{key}.json", described), (f"{key}.txt", caption)
+            file.write(b"".join(part for member in members for part in MEMBERS.member(*member)))
+        file.write(bytes(2 * BLOCK))
         file.write(bytes(-file.tell() % tarfile.RECORDSIZE))
     return [Output("tar", local, count, f"dataset/{local.name}")]
-
-
-def add_member(file: BinaryIO, name: str, data: bytes) -> None:
-    """A ustar member without owner or time, so that equal members are equal bytes. Names are under 100 characters."""
-    info = tarfile.TarInfo(name)
-    info.size = len(data)
-    info.mode = 0o444
-    file.write(info.tobuf(tarfile.USTAR_FORMAT))
-    file.write(data)
-    file.write(bytes(-len(data) % tarfile.BLOCKSIZE))
 
 
 def _write_files(samples: Iterator[Sample], folder: Path, name: str, count: int) -> list[Output]:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.shard.writer import add_member, kept_name, samples_table, stats_of
+from pipeline.shard.writer import MEMBERS, kept_name, samples_table, stats_of
 from schemas.tables import OUTCOMES, SAMPLES
 from tests.pool_fixture import FETCHED
 
@@ -25,7 +25,7 @@ def outcomes(**columns: list[object]) -> pa.Table:
 def test_tar_members_are_read_back_by_tarfile_without_owner_or_time(members: list[tuple[str, bytes]]) -> None:
     file = io.BytesIO()
     for name, data in members:
-        add_member(file, name, data)
+        file.writelines(MEMBERS.member(name, data))
     file.write(bytes(1024))
     file.seek(0)
     with tarfile.open(fileobj=file) as tar:
