@@ -31,8 +31,6 @@ def check_recipe(recipe: Recipe) -> None:
 
 def _check_download(recipe: Recipe) -> None:
     download, kept = recipe.download, recipe.ingest.keep_columns
-    if download.consent.get("tdmrep"):
-        raise InputError("recipe download.consent.tdmrep: tdmrep.json is not evaluated yet; leave it out or false")
     for name, column in (("bbox_col", download.bbox_col), ("verify_hash", (download.verify_hash or (None,))[0])):
         if column and column not in kept and "*" not in kept:
             raise InputError(f"recipe download.{name}: column {column} is not kept; add it to ingest.keep_columns")

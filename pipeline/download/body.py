@@ -68,6 +68,25 @@ class Loan:
             self._size = keep
 
 
+class Hold:
+    """What one fetch keeps from others: a place among the requests, and bytes of memory."""
+
+    def __init__(self, places: asyncio.Semaphore, budget: ByteBudget) -> None:
+        self._places = places
+        self._held = False
+        self.loan = Loan(budget)
+
+    async def enter(self) -> None:
+        await self._places.acquire()
+        self._held = True
+
+    def release(self) -> None:
+        self.loan.settle()
+        if self._held:
+            self._held = False
+            self._places.release()
+
+
 async def read_body(
     response: ClientResponse, limit: int, min_rate: int, loan: Loan, scope: asyncio.Timeout, cut: bool = False
 ) -> bytes:

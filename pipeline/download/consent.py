@@ -1,20 +1,31 @@
-"""Consent signals that come with a response: X-Robots-Tag, TDM reservation, Content-Usage."""
+"""Consent signals: their names, the rules they are judged by, and the judging of headers and of an origin's files."""
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
-RULE_VERSION: Final = "1"
+from pipeline.download.tdmrep import TdmRules
+from schemas.recipe import CONSENT_DEFAULTS
 
-DEFAULTS: Final = {
-    "robots": True,
-    "x_robots_tag": True,
-    "tdm_reservation": True,
-    "content_usage": True,
-    "tdmrep": False,
+RULE_VERSIONS: Final = {
+    "robots": "RFC 9309",
+    "x_robots_tag": "1",
+    "tdm_reservation": "TDMRep 2024-05-10",
+    "content_usage": "draft-ietf-aipref-attach-05, draft-ietf-aipref-vocab-08",
+    "tdmrep": "TDMRep 2024-05-10",
+    "iptc_plus": "IPTC Photo Metadata 2023.1",
+    "c2pa": "C2PA 1.4, CAWG training-mining 1.1",
 }
-"""Which signals are honoured unless the recipe says otherwise; what costs a request a host is off."""
+"""What each signal is judged by; a page's own meta tags are none of them, as images are fetched and no pages."""
+
+IN_HEADERS: Final = ("x_robots_tag", "tdm_reservation", "content_usage")
+IN_BYTES: Final = ("iptc_plus", "c2pa")
+
+
+def honoured(consent: Mapping[Any, bool]) -> list[str]:
+    """The signals to evaluate by a recipe's `download.consent`, in a fixed order."""
+    return [name for name in RULE_VERSIONS if consent.get(name, CONSENT_DEFAULTS[name])]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,9 +33,13 @@ class Signal:
     signal: str
     value: str
     source: str
-    """A header's name, or the URL of a file."""
+    """A header's name, the URL of a file, or the place in an image: xmp, c2pa."""
     verdict: Literal["allow", "deny"]
-    rule_version: str = RULE_VERSION
+    """allow: it does not forbid."""
+
+    @property
+    def rule_version(self) -> str:
+        return RULE_VERSIONS[self.signal]
 
 
 # Directives that are never a bot's name, though a value with a colon follows (Google's list of robots directives).
@@ -55,7 +70,12 @@ _MEMBER = re.compile(r"\s*train-ai\s*=\s*(?:\"([^\"]*)\"|([^\s;,]+))", re.IGNORE
 
 def content_usage_verdict(value: str) -> Literal["allow", "deny"] | None:
     """What a Content-Usage value says of training: a structured-field dictionary whose `train-ai` is y or n
-    (draft-ietf-aipref-attach, draft-ietf-aipref-vocab); None where it says nothing. Of several, n wins."""
+    (draft-ietf-aipref-attach-05, 3 and 4; draft-ietf-aipref-vocab-08, 6); None where it says nothing.
+
+    More is taken for a refusal than the drafts ask: capitals, a quoted "n", ?0, and of one key given twice the n,
+    where RFC 9651 takes the last. The drafts speak of generative models; whatever a training set is used for later,
+    `train-ai=n` keeps an image out of it.
+    """
     said = set()
     for member in re.split(r",(?=(?:[^\"]*\"[^\"]*\")*[^\"]*$)", value):
         if found := _MEMBER.match(member):
@@ -84,7 +104,23 @@ def header_signals(
     return signals
 
 
+def tdmrep_signal(rules: TdmRules, url: str) -> Signal | None:
+    """What tdmrep.json says of `url`; None where it says nothing. A policy beside a reservation is recorded, not
+    read: it tells people where to ask."""
+    rule = rules.rule(url)
+    if rule is None or rule.reserved is None:
+        return None
+    policy = f" {rule.policy}" if rule.policy else ""
+    return Signal(
+        "tdmrep", f"{rule.location} {int(rule.reserved)}{policy}"[:1000], rules.source, _verdict(rule.reserved)
+    )
+
+
+def _verdict(denied: bool) -> Literal["allow", "deny"]:
+    return "deny" if denied else "allow"
+
+
 def _signal(signal: str, value: str, header: str, denied: bool) -> Signal:
     # What a row records is text: a header's stray bytes become U+FFFD.
     text = value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")[:1000]
-    return Signal(signal, text, header.lower(), "deny" if denied else "allow")
+    return Signal(signal, text, header.lower(), _verdict(denied))

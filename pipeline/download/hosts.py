@@ -18,7 +18,7 @@ MAX_IDLE = 20_000
 
 
 class Host:
-    """Connections and starts are limited exactly; both count robots.txt and redirects to this host too."""
+    """Connections and starts are limited exactly; both count robots.txt, tdmrep.json and redirects to this host too."""
 
     def __init__(self, name: str, settings: Download) -> None:
         self.name = name
@@ -27,8 +27,8 @@ class Host:
         """Held by the one request that waits for its start, so that starts are spaced and none is lost."""
         self.next_start = 0.0
         self.users = 0
-        self.robots: dict[str, Any] = {}
-        """Origin → what is known of its robots.txt."""
+        self.files: dict[str, Any] = {}
+        """URL of a robots.txt or tdmrep.json → what is known of it (origin_files.Asked)."""
         self._settings = settings
         self._round = max(SILENT_AFTER, settings.per_host.connections)
         self.fresh()
@@ -96,9 +96,9 @@ class Hosts:
         return host
 
     def forget(self, name: str) -> None:
-        """A unit is done with the host: its failures count no longer. Its pace and robots.txt stay, for other units
+        """A unit is done with the host: its failures count no longer. Its pace and its files stay, for other units
         of its lane and for redirects, until it is the longest unused."""
         host = self._hosts.get(name)
         if host is not None:
             host.fresh()
-            host.robots = {origin: entry for origin, entry in host.robots.items() if entry.keep}
+            host.files = {source: entry for source, entry in host.files.items() if entry.keep}

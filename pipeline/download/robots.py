@@ -1,9 +1,8 @@
 """What a robots.txt says to us (RFC 9309), Content-Usage lines included."""
 
-import re
-from urllib.parse import urlsplit
-
 from protego import Protego
+
+from pipeline.download.paths import comparable, matches, path_of
 
 MAX_BYTES = 500 * 1024
 """RFC 9309, 2.5: at least 500 KiB are parsed."""
@@ -33,15 +32,14 @@ class RobotsRules:
         """The preferences for `url`: of the lines whose path matches, those with the longest path."""
         if not self._usage:
             return []
-        parts = urlsplit(url)
-        path = parts.path + (f"?{parts.query}" if parts.query else "")
-        matching = [(len(pattern), value) for pattern, value in self._usage if _matches(pattern, path)]
+        path = path_of(url)
+        matching = [(len(comparable(pattern)), value) for pattern, value in self._usage if matches(pattern, path)]
         longest = max((length for length, _ in matching), default=0)
         return [value for length, value in matching if length == longest]
 
 
 def _usage_lines(text: str, token: str) -> list[tuple[str, str]]:
-    """(path pattern, preferences) of the groups for `token`, else of those for `*` (draft-ietf-aipref-attach).
+    """(path pattern, preferences) of the groups for `token`, else of those for `*` (draft-ietf-aipref-attach-05).
 
     Lines before any group are read as meant for everybody, though a rule there has no effect by RFC 9309: when in
     doubt about consent, there is none.
@@ -63,13 +61,7 @@ def _usage_lines(text: str, token: str) -> list[tuple[str, str]]:
         elif field != "sitemap":
             in_rules = True
         if field == "content-usage" and value:
-            pattern, _, rest = value.partition(" ") if value.startswith("/") else ("/", "", value)
+            pattern, rest = (*value.split(None, 1), "")[:2] if value.startswith("/") else ("/", value)
             for lines in [groups[agent] for agent in agents] or [everybody]:
-                lines.append((pattern, rest.strip()))
+                lines.append((pattern, rest))
     return everybody + groups.get(token.lower(), groups.get("*", []))
-
-
-def _matches(pattern: str, path: str) -> bool:
-    anchored = pattern.endswith("$")
-    parts = [re.escape(part) for part in pattern.removesuffix("$").split("*")]
-    return re.match(".*".join(parts) + ("$" if anchored else ""), path) is not None

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.download import fetch as fetch_module
+from pipeline.download import responses
 from pipeline.download.fetch import Fetched, Fetcher
 from pipeline.download.hosts import Host
 from schemas.recipe import Download
@@ -26,7 +26,7 @@ async def web() -> AsyncIterator[HostileWeb]:
 
 @pytest.fixture
 def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetch_module, "BACKOFF_S", 0.01)
+    monkeypatch.setattr(responses, "BACKOFF_S", 0.01)
 
 
 async def fetch_all(fetcher: Fetcher, urls: list[str]) -> list[Fetched]:
