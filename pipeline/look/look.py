@@ -1,0 +1,47 @@
+"""Rows of a ROOT as a page or a sheet: sample, read their images, lay them out."""
+
+from collections.abc import Sequence
+
+from pipeline.look.cards import Card, make_card
+from pipeline.look.images import read_pictures
+from pipeline.look.page import page, told
+from pipeline.look.rows import Row, Rows
+from pipeline.look.sheet import sheet
+from pipeline.root import open_root
+
+
+def look(root: str, where: str, count: int, seed: int, groups: bool, suffix: str) -> tuple[int, bytes]:
+    """How many rows (or groups) are shown, and the bytes of a `.html` page or `.png` sheet that shows them.
+
+    Reads the published tables alone, and of the pool's tars one range an image. Raises InputError for a ROOT that is
+    none and a `where` that is no condition on a row.
+    """
+    store = open_root(root)
+    rows = Rows(store)
+    named = rows.named(where)
+    laid: list[tuple[str, Sequence[Row]]]
+    if groups:
+        found = rows.groups(where, count, seed)
+        laid = []
+        for group in found:
+            more = f", {len(group.members)} of them shown" if group.dropped > len(group.members) else ""
+            many = f"{group.dropped:,} row{'' if group.dropped == 1 else 's'} dropped for it{more}"
+            laid.append((f"{group.witness['uid']} stayed, {many}", [group.witness, *group.members]))
+        shown = len(found)
+    else:
+        sample = rows.sample(where, count, seed)
+        laid = [("", sample)]
+        shown = len(sample)
+    png = suffix == ".png"
+    flat = [row for _, rows_ in laid for row in rows_]
+    pictures = iter(read_pictures(store, flat, redraw=png))
+    cards: list[tuple[str, list[Card]]] = [
+        (heading, [make_card(row, next(pictures), named) for row in rows_]) for heading, rows_ in laid
+    ]
+    title = f"{shown:,} {'group' if groups else 'row'}{'' if shown == 1 else 's'} of {store.uri}"
+    about = f"seed {seed}, tables v{rows.version}"
+    if not shown:
+        about += "; nothing matches"
+    if png:
+        return shown, sheet(title, [f"where {where}", about], cards)
+    return shown, page(title, [f"where <code>{told(where)}</code>", told(about)], cards).encode()

@@ -1,0 +1,219 @@
+"""A seeded sample of the published rows for which a predicate holds, and groups of duplicates.
+
+A uid is a hash already, so the rows that follow a seed's place in the order of uids are a random sample, and the same
+one on every run. Tables are sorted by uid: where many rows match, few of their row groups are read.
+"""
+
+import hashlib
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.dataset as ds
+
+from pipeline.errors import InputError
+from pipeline.storage import Store
+from pipeline.tables import open_table, read_published
+
+Row = dict[str, Any]
+"""An input row: its columns of all tables, without nulls."""
+
+JOINED = ("pairs", "decisions", "duplicates", "hashes", "scores")
+"""Tables that add their columns to those of outcomes, by uid; where two have a name, the first has it."""
+
+MEMBERS = 11
+"""Dropped rows shown of a group; the rest is counted."""
+
+_FIRST_ROWS = 50_000
+_UIDS = 1 << 128
+_END = "g"
+"""After every uid."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """A row that stayed, and those dropped for it (MEMBERS of `dropped`), the nearest first."""
+
+    witness: Row
+    members: list[Row]
+    dropped: int
+
+
+class Rows:
+    """The rows of a ROOT's published tables: every input row once, as outcomes and rejects have them."""
+
+    def __init__(self, store: Store) -> None:
+        """Raises InputError where nothing is published."""
+        self._datasets: dict[str, ds.Dataset] = {}
+        self.version = 0
+        for table in ("outcomes", "rejects", *JOINED):
+            if published := read_published(store, table):
+                self._datasets[table] = open_table(store, [file.path for file in published.files], table)
+                self.version = max(self.version, published.version)
+        if not {"outcomes", "rejects"} <= self._datasets.keys():
+            raise InputError(f"{store.uri}: no tables are published yet; they are at the end of a build")
+        self._table_of: dict[str, str] = {}
+        fields = []
+        for table in ("outcomes", *JOINED, "rejects"):
+            for field in self._datasets[table].schema if table in self._datasets else ():
+                if field.name not in self._table_of:
+                    self._table_of[field.name] = table
+                    fields.append(field)
+        self._schema = pa.schema(fields)
+        self._engine = duckdb.connect(config={"enable_external_access": "false"})
+        self._engine.execute("SET python_enable_replacements = false")
+        for table, dataset in self._datasets.items():
+            self._engine.register(f"{table}_", dataset)
+        self._engine.register("none_", self._schema.empty_table())
+        self._engine.execute("SET lock_configuration = true")
+
+    def named(self, predicate: str) -> list[str]:
+        """The columns that a predicate names. Raises InputError for one that is no condition on a row."""
+        names = self._schema.names
+        if problem := self._problem(predicate, names):
+            known = ", ".join(sorted(names))
+            raise InputError(f"--where {predicate!r} is no SQL condition on a row ({problem}); columns are {known}")
+        return [name for name in names if self._problem(predicate, [other for other in names if other != name])]
+
+    def _problem(self, predicate: str, names: list[str]) -> str | None:
+        columns = ", ".join(map(_quote, names))
+        try:
+            self._engine.extract_statements(f"SELECT\n{predicate}\n")  # it stands without our parentheses
+            # WHERE refuses windows and aggregates, TRY refuses subqueries and random functions.
+            rows = f"(SELECT {columns} FROM none_)"
+            query = f"SELECT TRY((\n{predicate}\n)) FROM {rows} WHERE TRY((\n{predicate}\n))"
+            kind = str(self._engine.execute(query).description[0][1])
+        except duckdb.Error as error:
+            return " ".join(str(error).split("\n\n")[0].split())
+        return None if kind == "BOOLEAN" else f"it gives {kind}, not true or false; compare it with something"
+
+    def sample(self, predicate: str, count: int, seed: int) -> list[Row]:
+        """Up to `count` rows for which the predicate is true, in an order that the seed decides."""
+        named = self.named(predicate)
+        start = _start(seed)
+        found: list[tuple[str, Row]] = []
+        for low, high in _pieces(start, min(1.0, _FIRST_ROWS / max(1, self._datasets["outcomes"].count_rows()))):
+            piece: list[tuple[str, Row]] = []
+            for table in ("outcomes", "rejects"):
+                # Rejects have few columns, and some have no uid: they are read as they are found.
+                wanted = "at_, uid" if table == "outcomes" else "*"
+                query = (
+                    f"SELECT {wanted} FROM ({self._rows(table, named, low, high)}) "
+                    f"WHERE TRY((\n{predicate}\n)) ORDER BY at_, source_row LIMIT {count}"
+                )
+                piece += [(row.pop("at_"), row) for row in self._fetch(query)]
+            found += sorted(piece, key=lambda one: one[0])
+            if len(found) >= count:
+                break
+        return self._whole([row for _, row in found[:count]])
+
+    def groups(self, predicate: str, count: int, seed: int) -> list[Group]:
+        """Up to `count` groups in which the predicate is true for some dropped row, in the seed's order."""
+        named = [*self.named(predicate), "dup_of"]
+        start = f"{_start(seed):032x}"
+        witnesses: set[str] = set()
+        for table in ("outcomes", "rejects"):
+            query = (
+                f"SELECT DISTINCT dup_of FROM ({self._rows(table, named)}) WHERE dup_of IS NOT NULL AND "
+                f"TRY((\n{predicate}\n)) ORDER BY dup_of < '{start}', dup_of LIMIT {count}"
+            )
+            witnesses.update(row["dup_of"] for row in self._fetch(query))
+        chosen = sorted(witnesses, key=lambda uid: (uid < start, uid))[:count]
+        return self._groups(chosen)
+
+    def _groups(self, witnesses: list[str]) -> list[Group]:
+        kept = {row["uid"]: row for row in self._outcomes(witnesses)}
+        dropped: dict[str, list[Row]] = {uid: [] for uid in kept}
+        wanted = ds.field("dup_of").isin(pa.array(witnesses, pa.string()))
+        if "duplicates" in self._datasets:
+            for row in self._datasets["duplicates"].to_table(filter=wanted).to_pylist():
+                dropped.setdefault(row["dup_of"], []).append(row)
+        ordered = {
+            uid: sorted(rows, key=lambda row: (row["distance"] or 0, row["level"], row["uid"]))
+            for uid, rows in dropped.items()
+        }
+        shown = [row["uid"] for rows in ordered.values() for row in rows[:MEMBERS]]
+        whole = {row["uid"]: row for row in self._outcomes(shown)}
+        groups = {uid: [whole[row["uid"]] for row in rows if row["uid"] in whole] for uid, rows in ordered.items()}
+        counts = {uid: len(rows) for uid, rows in ordered.items()}
+        # Ingest's duplicates were never fetched: they come last.
+        for row in _rows_of(self._datasets["rejects"].to_table(filter=wanted)):
+            if row["uid"] not in whole:
+                counts[row["dup_of"]] += 1
+                groups[row["dup_of"]].append(row)
+        return [Group(kept[uid], groups[uid][:MEMBERS], counts[uid]) for uid in witnesses if uid in kept]
+
+    def _rows(self, table: str, named: Collection[str], low: str = "", high: str = _END) -> str:
+        """SQL of a table's rows with every column the predicate names, and `at_`, their place in the order."""
+        if table == "rejects":
+            at = "coalesce(uid, md5(concat(source, ' ', source_row)))"
+            rows = f"SELECT {at} AS at_, * FROM rejects_ WHERE {at} >= '{low}' AND {at} < '{high}'"
+            return f"SELECT * FROM none_ UNION ALL BY NAME ({rows})"
+        of: dict[str, list[str]] = {"outcomes": ["uid", "source_row"]}
+        for name in named:
+            if (columns := of.setdefault(self._table_of[name], ["uid"])) and name not in columns:
+                columns.append(name)
+        of.pop("rejects", None)
+        parts = [
+            f"(SELECT {', '.join(map(_quote, columns))} FROM {joined}_ WHERE uid >= '{low}' AND uid < '{high}')"
+            for joined, columns in of.items()
+        ]
+        joins = " ".join(f"LEFT JOIN {part} USING (uid)" for part in parts[1:])
+        missing = [name for name in named if self._table_of[name] == "rejects"]
+        nulls = "".join(f", NULL AS {_quote(name)}" for name in missing)
+        return f"SELECT uid AS at_, *{nulls} FROM {parts[0]} {joins}"
+
+    def _whole(self, rows: list[Row]) -> list[Row]:
+        """The rows with the columns of all tables; those of rejects have theirs already."""
+        outcomes = {row["uid"]: row for row in self._outcomes([row["uid"] for row in rows if len(row) == 1])}
+        return [outcomes[row["uid"]] if len(row) == 1 else row for row in rows]
+
+    def _outcomes(self, uids: list[str]) -> list[Row]:
+        found: dict[str, Row] = {}
+        if not uids:
+            return []
+        near = (ds.field("uid") >= min(uids)) & (ds.field("uid") <= max(uids))
+        for table in ("outcomes", *JOINED):
+            if table in self._datasets:
+                mine = [name for name, of in self._table_of.items() if of == table]
+                columns = list(dict.fromkeys(["uid", *mine]))
+                for row in _rows_of(self._datasets[table].to_table(columns, filter=near & ds.field("uid").isin(uids))):
+                    if table == "outcomes" or row["uid"] in found:
+                        found.setdefault(row["uid"], {}).update(row)
+        return list(found.values())
+
+    def _fetch(self, query: str) -> list[Row]:
+        return _rows_of(self._engine.sql(query).to_arrow_table())
+
+
+def _rows_of(table: pa.Table) -> list[Row]:
+    return [{name: value for name, value in row.items() if value is not None} for row in table.to_pylist()]
+
+
+def _start(seed: int) -> int:
+    return int.from_bytes(hashlib.sha256(str(seed).encode()).digest()[:16])
+
+
+def _pieces(start: int, first: float) -> Iterator[tuple[str, str]]:
+    """The space of uids from `start` and round again, as [low, high) pieces: a small one first, then larger ones."""
+    begun, share = 0, first
+    while begun < _UIDS:
+        end = _UIDS if share >= 1 else int(share * _UIDS)
+        low, high = start + begun, start + end
+        if low < _UIDS < high:
+            yield _hex(low), _END
+            yield "", _hex(high - _UIDS)
+        else:
+            wrapped = low // _UIDS * _UIDS
+            yield _hex(low - wrapped), _hex(high - wrapped)
+        begun, share = end, share * 16
+
+
+def _hex(value: int) -> str:
+    return _END if value >= _UIDS else f"{value:032x}"
+
+
+def _quote(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'

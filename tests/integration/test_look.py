@@ -1,0 +1,225 @@
+"""jobs.look shows a seeded sample of rows as one self-contained page or sheet, whatever the web has put in them."""
+
+import base64
+import hashlib
+import io
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pyarrow.dataset as ds
+import pytest
+from PIL import Image
+
+from jobs.look import main
+from pipeline.look.rows import Rows, _pieces
+from pipeline.storage import LocalStore, open_store
+from pipeline.tables import publish
+from tests.fault_proxy import FaultProxy, Rule
+from tests.handmade import HandmadeRoot, Vandal
+
+HOSTILE = '<script>alert(1)</script>"><img src=http://evil.test/x onerror=alert(1)>\x00\u202etxt.exe'
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, the images' bytes, and the text between."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.images: list[bytes] = []
+        self.text = ""
+        self.feed(path.read_text("utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag == "img":
+            head, _, data = str(dict(attrs)["src"]).partition(",")
+            assert re.fullmatch(r"data:image/(jpeg|png|webp|gif|avif);base64", head)
+            self.images.append(base64.b64decode(data))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> HandmadeRoot:
+    made = HandmadeRoot(LocalStore(tmp_path_factory.mktemp("looked-at") / "root"))
+    made.batch(60)
+    made.finish()
+    return made
+
+
+def outcomes(made: HandmadeRoot) -> list[dict[str, object]]:
+    filesystem, root = made.store.arrow()
+    return ds.dataset(f"{root}/tables/outcomes/v1", filesystem=filesystem).to_table().to_pylist()
+
+
+def test_a_page_shows_exactly_the_pool_images_of_the_rows_that_match(root: str, tmp_path: Path) -> None:
+    made = HandmadeRoot(open_store(root))
+    made.batch(60)
+    made.finish()
+    out = tmp_path / "page.html"
+    assert main([root, "--where", "status = 'ok' AND source_row < 30", "--out", str(out)]) == 0
+    wanted = [row["pool_sha256"] for row in outcomes(made) if row["status"] == "ok" and row["source_row"] < 30]
+    assert sorted(hashlib.sha256(image).hexdigest() for image in Page(out).images) == sorted(wanted)
+
+
+def test_each_image_is_one_range_request_and_no_tar_is_read(s3: str, s3_proxy: FaultProxy, tmp_path: Path) -> None:
+    made = HandmadeRoot(open_store(s3))
+    made.batch(60)
+    made.finish()
+    s3_proxy.faults, s3_proxy.rules = 0, [Rule(method="GET", key="/pool/")]
+    assert main([s3, "--where", "status = 'ok'", "--out", str(tmp_path / "page.html")]) == 0
+    places = {(row["pool_file"], row["pool_offset"]) for row in outcomes(made) if row["pool_file"]}
+    assert s3_proxy.faults == len(places) > 20
+    s3_proxy.rules = [Rule(method="GET", key="/pool/", strip="range")]  # whole tars would be read as well without it
+    assert main([s3, "--where", "status = 'ok'", "--out", str(tmp_path / "page.html")]) == 0
+    assert not Page(tmp_path / "page.html").images
+
+
+def test_rows_without_an_image_say_why(made: HandmadeRoot, tmp_path: Path) -> None:
+    out = tmp_path / "page.html"
+    assert main([made.store.uri, "--where", "status <> 'ok'", "--out", str(out)]) == 0
+    page = Page(out)
+    assert not page.images
+    for told in ("failed timeout 10 s", "refused robots", "a duplicate: never fetched", "rejected missing_text"):
+        assert page.text.count(told) == 6
+
+
+def test_a_seed_decides_the_sample_and_another_takes_other_rows(made: HandmadeRoot) -> None:
+    def rows(seed: int) -> list[object]:
+        return [(row["source"], row["source_row"]) for row in Rows(made.store).sample("true", 12, seed)]
+
+    assert rows(7) == rows(7)
+    assert len(set(rows(7))) == 12
+    assert len({tuple(rows(seed)) for seed in range(8)}) > 4
+    everything = Rows(made.store).sample("true", 1_000, 3)
+    assert sorted(row["source_row"] for row in everything) == list(range(60))
+
+
+def test_a_sample_does_not_depend_on_how_the_tables_are_cut_for_reading(
+    made: HandmadeRoot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_once = Rows(made.store).sample("source_row % 2 = 0", 20, 5)
+    monkeypatch.setattr("pipeline.look.rows._FIRST_ROWS", 0.01)
+    assert Rows(made.store).sample("source_row % 2 = 0", 20, 5) == at_once
+
+
+@pytest.mark.parametrize("start", [0, 1, 1 << 127, (1 << 128) - 1])
+@pytest.mark.parametrize("first", [0.001, 0.3, 1.0])
+def test_the_pieces_of_a_sample_cover_every_uid_once(start: int, first: float) -> None:
+    uids = [f"{number:032x}" for number in (0, 1, start, (start + 1) % 2**128, 2**127 + 5, 2**128 - 1, 12345 << 90)]
+    pieces = list(_pieces(start, first))
+    for uid in uids:
+        assert sum(low <= uid < high for low, high in pieces) == 1
+    low, high = pieces[0]
+    assert low <= f"{start:032x}" < high
+
+
+def test_alt_text_is_shown_as_text_whatever_it_says(tmp_path: Path) -> None:
+    vandal = Vandal(tmp_path / "root")
+    vandal.made.batch(20)
+    for stage, table in (("ingest", "pairs"), ("download", "outcomes")):
+        vandal.rows(
+            stage, "0001-0000000", table,
+            lambda rows: [{**row, "text": HOSTILE, "caption": HOSTILE, "url": f"javascript:{HOSTILE}"} for row in rows],
+        )  # fmt: skip
+    vandal.made.finish()
+    out = tmp_path / "page.html"
+    where = "caption <> '<b>' AND url IS NOT NULL"
+    assert main([str(tmp_path / "root"), "--where", where, "--out", str(out)]) == 0
+    page = Page(out)
+    used = {tag for tag, _ in page.tags}
+    assert not used & {"script", "link", "iframe", "object", "embed", "a", "form", "base", "b"}
+    assert all(set(found) <= {"src", "alt"} for tag, found in page.tags if tag == "img")
+    assert not any(name.startswith("on") or name == "href" for _, found in page.tags for name in found)
+    policy = next(found["content"] for tag, found in page.tags if found.get("http-equiv") == "Content-Security-Policy")
+    assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    assert "<script>alert(1)</script>" in page.text
+    assert where in page.text
+    assert not {"\x00", "\u202e"} & set(out.read_text())
+    assert "url(" not in out.read_text()
+
+
+def test_an_image_that_is_not_the_recorded_one_is_not_shown(tmp_path: Path) -> None:
+    vandal = Vandal(tmp_path / "root")
+    vandal.made.batch(20)
+    vandal.made.finish()
+    row = next(row for row in outcomes(vandal.made) if row["source_row"] == 1)
+    vandal.bytes(vandal.path("download", "0001-0000000", "pool"), lambda data: data.__setitem__(row["pool_offset"], 0))
+    out = tmp_path / "page.html"
+    assert main([str(tmp_path / "root"), "--where", "source_row = 1", "--out", str(out)]) == 0
+    assert not Page(out).images
+    assert "its bytes do not have the recorded sha256" in Page(out).text
+
+
+def test_images_of_adopted_tars_are_read_where_they_are(tmp_path: Path) -> None:
+    vandal = Vandal(tmp_path / "root")
+    vandal.made.batch(20)
+    tar = vandal.path("download", "0001-0000000", "pool")
+    away = tmp_path / "elsewhere" / "00000.tar"
+    away.parent.mkdir()
+    away.write_bytes(tar.read_bytes())
+    vandal.rows(
+        "download", "0001-0000000", "outcomes",
+        lambda rows: [{**row, "pool_file": f"file://{away}" if row["pool_file"] else None} for row in rows],
+    )  # fmt: skip
+    vandal.made.complete("ingest", "download")
+    publish(vandal.made.store, ("ingest", "download"))
+    tar.unlink()
+    out = tmp_path / "page.html"
+    assert main([str(tmp_path / "root"), "--where", "status = 'ok'", "--out", str(out)]) == 0
+    assert len(Page(out).images) == 12
+
+
+def test_groups_show_the_row_that_stayed_with_those_dropped_for_it(made: HandmadeRoot, tmp_path: Path) -> None:
+    groups = Rows(made.store).groups("source_row < 30", 64, 0)
+    assert sorted((group.witness["source_row"], [row["source_row"] for row in group.members]) for group in groups) == [
+        (4, [5]), (14, [15]), (24, [25]),
+    ]  # fmt: skip
+    assert len(Rows(made.store).groups("true", 2, 0)) == 2
+    out = tmp_path / "page.html"
+    assert main([made.store.uri, "--groups", "--out", str(out)]) == 0
+    assert Page(out).text.count("1 row dropped for it") == 6
+
+
+def test_a_sheet_is_one_png_of_the_same_rows(made: HandmadeRoot, tmp_path: Path) -> None:
+    out = tmp_path / "sheet.png"
+    for more in ([], ["--groups"]):
+        assert main([made.store.uri, "-n", "24", *more, "--out", str(out)]) == 0
+        with Image.open(io.BytesIO(out.read_bytes())) as image:
+            assert image.format == "PNG"
+            assert image.width > 400
+            assert len(image.convert("RGB").getcolors(1 << 24) or []) > 1_000
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["sheet.png"]
+
+
+@pytest.mark.parametrize(
+    "where",
+    ["widht > 3", "count(*) > 1", "status", "true; DROP TABLE x", "true) OR (true", "random() < 0.5", "",
+     "uid IN (SELECT uid FROM outcomes_)", "(SELECT true FROM read_text('/etc/hostname'))"],
+)  # fmt: skip
+def test_a_bad_condition_is_one_line_that_names_the_columns(
+    made: HandmadeRoot, where: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([made.store.uri, "--where", where, "--out", str(tmp_path / "page.html")]) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert "original_width" in told
+    assert not (tmp_path / "page.html").exists()
+
+
+@pytest.mark.parametrize("out", ["page.pdf", "page", "no/such/folder/page.html"])
+def test_an_impossible_output_is_one_line_before_anything_is_read(
+    made: HandmadeRoot, out: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([made.store.uri, "--out", str(tmp_path / out)]) == 2
+    assert "--out" in capsys.readouterr().err
+
+
+def test_a_root_without_tables_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = HandmadeRoot(LocalStore(tmp_path / "root"))
+    made.batch(20)
+    assert main([str(tmp_path / "root"), "--out", str(tmp_path / "page.html")]) == 2
+    assert "no tables are published yet" in capsys.readouterr().err
