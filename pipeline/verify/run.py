@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from pipeline.shard.plan import read_rounds
 from pipeline.storage import Store
+from pipeline.verify.adopted import check_images, check_tars, tars_of
 from pipeline.verify.dataset import check_index, check_members, made_from, read_samples, shard_name
 from pipeline.verify.files import check_hash, check_pool, check_size, chosen
 from pipeline.verify.keys import Keys
@@ -43,6 +44,9 @@ def verify(store: Store, share: float = 1.0) -> Report:
     sizes = report.check(4, "recorded files are there, whole")
     for path, entry in state.recorded():
         sizes.add(1, check_size(state, path, entry))
+    if any(batch.adopted for batch in state.batches.values()):
+        breaches, looked = check_tars(state)
+        report.check(4, "adopted tars are where they were").add(looked, breaches)
     hashed: set[str] = set()
     with Keys() as keys, ThreadPoolExecutor(THREADS) as pool:
         keys.add_batches(state.batches)
@@ -80,7 +84,7 @@ def _units(
             found.append((ingest, unit, 0))
         for folder in downloads:
             if name in folder.current:
-                found.append((folder, *_download_unit(state.store, folder, folder.current[name], pairs, share)))
+                found.append((folder, *_download_unit(state, folder, folder.current[name], pairs, share)))
         return found
 
     for found in ordered(pool, read, names):
@@ -106,14 +110,20 @@ def _units(
 
 
 def _download_unit(
-    store: Store, folder: Folder, record: UnitRecord, pairs: pa.Table | None, share: float
+    state: State, folder: Folder, record: UnitRecord, pairs: pa.Table | None, share: float
 ) -> tuple[UnitTables, int]:
-    unit = read_download_unit(store, folder, record, pairs)
+    store = state.store
+    adopted = tars_of(state.batches.get(record.unit.partition("-")[0]))
+    unit = read_download_unit(store, folder, record, pairs, adopted)
     if unit.outcomes is None:
         return unit, 0
     breaches, files, count = check_pool(store, folder, record, unit.outcomes, share)
     unit.pool += breaches
     unit.files += files
+    if adopted:
+        breaches, images = check_images(store, unit.outcomes, share)
+        unit.pool += breaches
+        count += images
     return unit, count
 
 

@@ -77,8 +77,13 @@ def read_ingest_unit(store: Store, folder: Folder, record: UnitRecord) -> UnitTa
     return unit
 
 
-def read_download_unit(store: Store, folder: Folder, record: UnitRecord, pairs: pa.Table | None) -> UnitTables:
-    """The unit's outcomes, checked against its record, its pairs and the pool files it names."""
+def read_download_unit(
+    store: Store, folder: Folder, record: UnitRecord, pairs: pa.Table | None, adopted: frozenset[str] = frozenset()
+) -> UnitTables:
+    """The unit's outcomes, checked against its record, its pairs and the pool files it names.
+
+    `adopted` are tars outside ROOT that its rows may point to.
+    """
     unit = UnitTables()
     outcomes = unit.outcomes = unit.read(store, folder, record, "outcomes", OUTCOMES)
     if outcomes is None:
@@ -89,7 +94,7 @@ def read_download_unit(store: Store, folder: Folder, record: UnitRecord, pairs: 
         unit.rows.append(f"{place}: its outcomes' counts are not its record's")
     if pairs is not None:
         unit.rows += _same_pairs(place, pairs, outcomes)
-    unit.pool += _pool_references(folder, record, outcomes)
+    unit.pool += _pool_references(folder, record, outcomes, adopted)
     return unit
 
 
@@ -129,7 +134,7 @@ def _same_pairs(place: str, pairs: pa.Table, outcomes: pa.Table) -> Iterator[str
                 yield f"{place}: outcome {uid} has another {name} than its pair"
 
 
-def _pool_references(folder: Folder, record: UnitRecord, outcomes: pa.Table) -> Iterator[str]:
+def _pool_references(folder: Folder, record: UnitRecord, outcomes: pa.Table, adopted: frozenset[str]) -> Iterator[str]:
     """Exactly the ok rows point into the pool, and only to files that the unit's own record names."""
     place = f"{folder.base}: unit {record.unit}"
     named = {f"{folder.base}/{entry.path}" for entry in folder.files(record, "pool")}
@@ -144,7 +149,7 @@ def _pool_references(folder: Folder, record: UnitRecord, outcomes: pa.Table) -> 
     for uid in pc.filter(outcomes["uid"], pc.and_(pc.invert(ok), points)).to_pylist():
         yield f"{place}: {uid} is not ok but points to a pool member"
     used = set(pc.unique(outcomes["pool_file"]).drop_null().to_pylist())
-    for path in sorted(used - named):
+    for path in sorted(used - named - adopted):
         yield f"{place}: rows point to {path}, which its record does not name"
     for entry in folder.files(record, "pool"):
         members = len(pool_rows(outcomes, f"{folder.base}/{entry.path}"))
