@@ -37,14 +37,14 @@ class ImageHashes:
     """`pdq`: 64 hex digits, as Meta's tools write it; `quality`: 0 to 100, below 50 a hash says nothing.
 
     `colour`: 96 hex digits, a 4 x 4 grid of mean colours, row by row, in CIE L*a*b* as OpenCV packs it into bytes
-    (L* times 2.55, a* + 128, b* + 128). `forms`: with `dihedral`, the hashes of the seven other rotations and
-    reflections one after another (448 hex digits, in the order of `forms`), else None.
+    (L* times 2.55, a* + 128, b* + 128). `pdq_forms`: with `dihedral`, the hashes of the seven other rotations and
+    reflections one after another (448 hex digits, in the order of `turn`), else None.
     """
 
     pdq: str
     quality: int
     colour: str
-    forms: str | None
+    pdq_forms: str | None
 
 
 def hash_image(data: bytes, dihedral: bool = False) -> ImageHashes:

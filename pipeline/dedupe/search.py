@@ -1,0 +1,240 @@
+"""Near pairs of PDQ hashes: for each row the best-ranked row within the radius, without comparing all with all.
+
+Method: 256 bits are dealt to 8 groups of 32; a group's 32 bits are 16 bands of 2, the points of the affine plane of
+order 4, whose 20 lines hold every pair of points. A table is keyed by the 24 bits of one group off one line; there are
+160. Two hashes at most 23 bits apart differ in at most 2 bits of some group, so in at most 2 bands, which lie on a
+line: they share that table's key. Up to EXACT = 23 bits the search is therefore exact (PDQ distances are nearly always
+even: 22); from 24 to 31 its recall is measured by tests/benchmarks/recall.py.
+
+Rows share a bucket only where they may be duplicates at all: with scope `pair`, where their texts are equal. Groups of
+rows (equal texts, or all rows) of at most SMALL are compared whole, with no loss up to the radius.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+EXACT: Final = 23
+"""Bits up to which every pair is found."""
+RADIUS: Final = 31
+"""Largest radius served: PDQ's own threshold."""
+MIN_QUALITY: Final = 50
+"""PDQ quality below which a hash says nothing (PDQ paper, section 6; blank and nearly blank images)."""
+COLOUR_RADIUS: Final = 8.0
+"""CIE76 difference allowed in each of the 16 cells. Measured on 250 twemoji on white and 108 crops of photos: 99% of
+copies (JPEG 30 to 75, WebP, resized, blurred, 1% cropped, captioned) stay within it. Of the 4,009 twemoji's pairs that
+PDQ takes for one image it parts 92% that differ in skin tone and 97% of flags (the rest: skiers, whose skin is a few
+pixels; flags drawn alike)."""
+SMALL: Final = 1024
+STEPS: Final = 512
+"""Rows of a bucket that each row is compared with before the bucket counts as hot and is split."""
+SPLIT_BITS: Final = 12
+
+GROUPS: Final = 8
+Words = npt.NDArray[np.uint64]
+Index = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
+
+
+def _lines() -> list[int]:
+    """Masks of 32 bits that keep the bands off a line of AG(2, 4); band p is bits 2p and 2p + 1, p = 4 x + y."""
+    times = ((0, 0, 0, 0), (0, 1, 2, 3), (0, 2, 3, 1), (0, 3, 1, 2))  # GF(4); its addition is exclusive or
+    lines = [[4 * x + y for y in range(4)] for x in range(4)]
+    lines += [[4 * x + (times[slope][x] ^ shift) for x in range(4)] for slope in range(4) for shift in range(4)]
+    return [0xFFFFFFFF ^ sum(3 << 2 * band for band in line) for line in lines]
+
+
+MASKS: Final = tuple(_lines())
+TABLES: Final = GROUPS * len(MASKS)
+DEAL: Final = np.random.default_rng(20).permutation(256)
+"""Which bit of a hash goes where: neighbouring bits of PDQ (frequencies next to each other) are correlated."""
+
+
+@dataclass(frozen=True)
+class Points:
+    """Hashes in rank order, best first; what a search looks through.
+
+    `words` [n, 4]: 256 bits as `deal` gives them. `colours` [n, 48] uint8. `row` [n]: the row a hash belongs to,
+    ascending, n rows where each has one hash; `own` [n]: the hash of the image as it is, not of a turned form.
+    `group` [n]: only rows of one group can match.
+    """
+
+    words: Words
+    colours: npt.NDArray[np.uint8]
+    row: Index
+    own: Flags
+    group: Index
+
+    @property
+    def groups(self) -> int:
+        """One more than the highest group."""
+        return int(self.group.max(initial=-1)) + 1
+
+    def take(self, chosen: Index) -> "Points":
+        """The chosen positions; rows keep their numbers."""
+        return Points(self.words[chosen], self.colours[chosen], self.row[chosen], self.own[chosen], self.group[chosen])
+
+
+@dataclass
+class Effort:
+    """`compared`: candidate pairs; `skipped`: pairs of hot buckets that one table did not compare."""
+
+    compared: int = 0
+    skipped: int = 0
+    hot_buckets: int = 0
+
+    def add(self, other: "Effort") -> None:
+        self.compared += other.compared
+        self.skipped += other.skipped
+        self.hot_buckets += other.hot_buckets
+
+
+def deal(hashes: npt.NDArray[np.uint8]) -> Words:
+    """Hashes [n, 32] with their bits in the order of the tables, as words [n, 4]. Distances stay what they are."""
+    dealt = np.empty((len(hashes), 32), np.uint8)
+    for start in range(0, len(hashes), 1 << 18):
+        part = np.unpackbits(hashes[start : start + (1 << 18)], axis=1)
+        dealt[start : start + len(part)] = np.packbits(part[:, DEAL], axis=1)
+    return dealt.view(np.uint64)
+
+
+def distances(one: Words, other: Words) -> npt.NDArray[np.uint32]:
+    """Bits by which the rows of two [n, 4] differ: [n]."""
+    counts = np.bitwise_count(one ^ other).view(np.uint32)[:, 0]  # four counts of 0 to 64, a byte each
+    pairs = (counts & 0x00FF00FF) + (counts >> 8 & 0x00FF00FF)
+    return np.asarray((pairs & 0xFFFF) + (pairs >> 16), np.uint32)
+
+
+def same_colours(one: npt.NDArray[np.uint8], other: npt.NDArray[np.uint8]) -> Flags:
+    """Whether no cell of two signatures [n, 48] differs by more than COLOUR_RADIUS."""
+    apart = (one.astype(np.float32) - other).reshape(len(one), one.shape[1] // 3, 3)
+    apart[..., 0] /= 2.55
+    return np.asarray((np.einsum("ijk,ijk->ij", apart, apart) <= COLOUR_RADIUS**2).all(axis=1))
+
+
+def best_neighbours(
+    points: Points, asks: Flags, answers: Flags, radius: int, threads: int = 1, tables: range = range(TABLES)
+) -> tuple[Index, Effort]:
+    """For each row that asks, the lowest-numbered row before it that answers and matches, or the number of rows.
+
+    `asks` and `answers` are by row. Any split of `tables` gives parts whose minimum is the whole's answer; groups
+    small enough to be compared whole belong to table 0.
+    """
+    concerned = asks[points.row] | answers[points.row]
+    concerned &= np.bincount(points.group[concerned], minlength=points.groups)[points.group] > 1
+    if not concerned.all():
+        points = points.take(np.flatnonzero(concerned))
+    sizes = np.bincount(points.group, minlength=points.groups)[points.group]
+    works = [_Work(points, asks, answers, radius) for _ in range(threads)]
+    if 0 in tables:
+        works[0].whole_groups(np.flatnonzero(sizes <= SMALL))
+    large = np.flatnonzero(sizes > SMALL)
+    if len(large):
+        if len(large) < len(sizes):
+            for work in works:
+                work.points = points.take(large)
+        with ThreadPoolExecutor(threads) as pool:
+            for job in [pool.submit(work.keyed, tables[part::threads]) for part, work in enumerate(works)]:
+                job.result()
+    best, effort = works[0].best, works[0].effort
+    for work in works[1:]:
+        np.minimum(best, work.best, out=best)
+        effort.add(work.effort)
+    return best, effort
+
+
+class _Work:
+    """One thread's tables. What it has found spares it pairs that could not improve on it, and changes no answer."""
+
+    def __init__(self, points: Points, asks: Flags, answers: Flags, radius: int) -> None:
+        self.points = points
+        self.asks = asks
+        self.answers = answers
+        self.radius = radius
+        self.best = np.full(len(asks), len(asks), np.int64)
+        self.effort = Effort()
+        self._all_answer = bool(answers.all())
+
+    def whole_groups(self, chosen: Index) -> None:
+        self._bucketed(self.points.group[chosen], chosen, None)
+
+    def keyed(self, tables: range) -> None:
+        points = self.points
+        words = points.words.view(np.uint32)
+        spread = points.group.astype(np.uint32) * np.uint32(0x9E3779B1)
+        asking = self.asks[points.row]
+        few = 8 * int(asking.sum()) < len(asking)
+        for table in tables:
+            place, mask = divmod(table, len(MASKS))
+            keys = (words[:, place] & np.uint32(MASKS[mask])) ^ spread
+            chosen = _sharing(keys, asking) if few else np.arange(len(keys))
+            self._bucketed(keys[chosen] if few else keys, chosen, (place + 1) % GROUPS)
+
+    def _bucketed(self, keys: npt.NDArray[Any], chosen: Index, finer: int | None) -> None:
+        """Compare within equal keys (below 2^32). `finer`: the word by whose bits a hot bucket is split."""
+        packed = keys.astype(np.uint64)
+        packed <<= np.uint64(32)
+        packed |= chosen.view(np.uint64)
+        packed.sort()
+        at = (packed & np.uint64(0xFFFFFFFF)).view(np.int64)
+        packed >>= np.uint64(32)
+        new = np.concatenate([[True], packed[1:] != packed[:-1]]) if len(at) else np.empty(0, np.bool_)
+        later = np.flatnonzero(~new)
+        later = later[self.asks[self.points.row[at[later]]]]
+        starts = np.flatnonzero(new)
+        start = starts[np.searchsorted(starts, later, "right") - 1]
+        del packed, new, starts
+        later, start = self._step(at, later, start, STEPS if finer is not None else len(at))
+        if len(later) and finer is not None:
+            self._split(at, later, start, finer)
+
+    def _step(self, at: Index, later: Index, start: Index, steps: int) -> tuple[Index, Index]:
+        """Each position of `later` meets its bucket's rows from `start` on, best first, until one matches.
+
+        Gives what is left after `steps`.
+        """
+        row, own, group = self.points.row, self.points.own, self.points.group
+        for step in range(steps):
+            one, other = at[start + step], at[later]
+            mine, yours = row[other], row[one]
+            open_ = yours < np.minimum(mine, self.best[mine])
+            later, start, one, other, mine, yours = (x[open_] for x in (later, start, one, other, mine, yours))
+            if not len(later):
+                break
+            able = (own[one] | own[other]) & (group[one] == group[other])
+            if not self._all_answer:
+                able &= self.answers[yours]
+            hit = able.nonzero()[0]
+            self.effort.compared += len(hit)
+            hit = hit[distances(self.points.words[one[hit]], self.points.words[other[hit]]) <= self.radius]
+            hit = hit[same_colours(self.points.colours[one[hit]], self.points.colours[other[hit]])]
+            np.minimum.at(self.best, mine[hit], yours[hit])
+            left = np.ones(len(later), np.bool_)
+            left[hit] = False
+            later, start = later[left], start[left]
+        return later, start
+
+    def _split(self, at: Index, later: Index, start: Index, finer: int) -> None:
+        """Hot buckets: what the first rows did not match meets the bucket's others only where more bits agree."""
+        hot, bucket = np.unique(start, return_inverse=True)
+        unmet = int((later - start - STEPS).sum())
+        ends = np.zeros(len(hot), np.int64)
+        np.maximum.at(ends, bucket, later)
+        members = np.concatenate([np.arange(s + STEPS, e + 1) for s, e in zip(hot, ends, strict=True)])
+        number = np.repeat(np.arange(len(hot)), ends + 1 - hot - STEPS)
+        bits = self.points.words.view(np.uint32)[at[members], finer] >> np.uint32(32 - SPLIT_BITS)
+        before = self.effort.compared
+        self._bucketed(number << SPLIT_BITS | bits, at[members], None)
+        self.effort.hot_buckets += len(hot)
+        self.effort.skipped += max(0, unmet - (self.effort.compared - before))
+
+
+def _sharing(keys: npt.NDArray[np.uint32], asking: Flags) -> Index:
+    """Positions whose key an asking position has too, and a few more."""
+    slots = (keys * np.uint32(0x85EBCA6B)) >> np.uint32(8)
+    wanted = np.zeros(1 << 24, np.bool_)
+    wanted[slots[asking]] = True
+    return np.flatnonzero(wanted[slots])
