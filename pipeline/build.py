@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from types import FrameType
 
 from pipeline.check import check_recipe
-from pipeline.cluster import job_id, release, shutdown
+from pipeline.cluster import connect_ahead, job_id, release, shutdown
 from pipeline.download.stage import retry_download, run_download
 from pipeline.errors import InputError
 from pipeline.funnel import funnel
@@ -98,12 +98,14 @@ class _Run:
         signal.signal(signal.SIGTERM, self._terminate)
         signal.signal(signal.SIGINT, self._terminate)
         request = self._request
-        known = {batch.batch for batch in load_batches(self._store)}
+        batches = load_batches(self._store)
+        known = {batch.batch for batch in batches}
         if unknown := sorted(set(request.accept) - known):
             raise InputError(f"--accept {unknown[0]}: no such batch; there are {', '.join(sorted(known)) or 'none'}")
         if "ingest" in request.stages:
             make_batches(self._store, self._recipe, request.inputs, request.limit, request.readmit, self._run)
-        batches = load_batches(self._store)
+            batches = load_batches(self._store)
+            self._connect_ahead(batches)
         if not batches:
             raise InputError(f"output {self._store.uri}: has no batch yet; give --input")
         self._save()
@@ -112,6 +114,12 @@ class _Run:
         except BaseException:
             self._save(finished_at=now(), exit_code=1)
             raise
+
+    def _connect_ahead(self, batches: Sequence[Batch]) -> None:
+        """Where rows will be fetched, Ray starts while they are ingested."""
+        done = self._folders["download"].generations()
+        if "download" in self._request.stages and any(p.unit not in done for batch in batches for p in batch.units):
+            connect_ahead(self._recipe)
 
     def _run_stages(self, batches: Sequence[Batch]) -> int:
         for stage in self._request.stages:
