@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.dedupe.hashes import COLOUR_BYTES, FORMS, GRID, PDQ_BYTES, turn
-from pipeline.dedupe.search import MIN_QUALITY, RADIUS, Index, Points, deal, distances
+from pipeline.dedupe.search import MIN_QUALITY, RADIUS, Flags, Index, Points, deal, distances
 from pipeline.dedupe.witness import kept_witnesses
 from pipeline.errors import InputError
 from schemas.recipe import Dedupe
@@ -55,23 +55,22 @@ def find_duplicates(new: pa.Table, standing: pa.Table, settings: Dedupe, threads
     """
     threads = threads or len(os.sched_getaffinity(0))
     radius = pdq_radius(settings)
-    table = pa.concat_tables(
-        [part.take(rank_order(part, settings.rank)) for part in (standing, new.select(standing.column_names))]
-    ).combine_chunks()
+    table = pa.concat_tables([standing, new.select(standing.column_names)])
     rows, first = len(table), len(standing)
-    by_bytes = by_pdq = np.arange(rows)
+    order = np.concatenate([rank_order(standing, settings.rank), first + rank_order(new, settings.rank)])
+    by_bytes = by_pdq = np.arange(rows)  # by rank, as all that follows
     if settings.levels.get("bytes"):
-        by_bytes = same_bytes(table, settings.scope)
+        by_bytes = same_bytes(table, order, settings.scope)
         by_bytes[:first] = np.arange(first)
     if radius is not None:
-        points = points_of(table, np.flatnonzero(by_bytes == np.arange(rows)), settings.scope)
+        points = points_of(table, order, by_bytes == np.arange(rows), settings.scope)
         by_pdq, effort = kept_witnesses(points, rows, first, radius, threads)
         _log.info("pdq: %d rows, %d pairs compared", rows, effort.compared)
         if effort.skipped:
             _log.warning(
                 "pdq: %d hot buckets were split; %d pairs were not compared there", effort.hot_buckets, effort.skipped
             )
-    return _found(table, by_bytes, by_pdq)
+    return _found(table, order, by_bytes, by_pdq)
 
 
 def pdq_radius(settings: Dedupe) -> int | None:
@@ -109,15 +108,14 @@ def rank_order(table: pa.Table, rank: list[str]) -> Index:
     return np.lexsort([key.astype(key.dtype.newbyteorder("=")) for key in reversed(keys)])
 
 
-def same_bytes(table: pa.Table, scope: str) -> Index:
-    """For each row the first one with the same sha256 (and text, with scope `pair`); itself where sha256 is null."""
-    words = [fixed(table["sha256"], 32).view(np.uint64)]
+def same_bytes(table: pa.Table, order: Index, scope: str) -> Index:
+    """By rank: the first row with the same sha256 (and text, with scope `pair`); itself where sha256 is null."""
+    ranks = np.flatnonzero(_valid(table["sha256"])[order])
+    words = fixed(table["sha256"], 32)[order[ranks]].view(np.uint64)
     if scope == "pair":
-        words.append(fixed(table["text"], 16).view(np.uint64))
-    valid = _valid(table["sha256"])
+        words = np.concatenate([words, fixed(table["text"], 16)[order[ranks]].view(np.uint64)], axis=1)
     first = np.arange(len(table))
-    chosen = np.flatnonzero(valid)
-    first[chosen] = chosen[first_equal(np.concatenate(words, axis=1)[chosen])]
+    first[ranks] = ranks[first_equal(words)]
     return first
 
 
@@ -141,51 +139,57 @@ def first_equal(words: npt.NDArray[np.uint64]) -> Index:
     return first
 
 
-def points_of(table: pa.Table, rows: Index, scope: str) -> Points:
-    """The hashes of `rows` (positions in rank order) that can be compared: present, and of quality MIN_QUALITY."""
-    quality = table["pdq_quality"].fill_null(0).to_numpy()
-    rows = rows[(_valid(table["pdq"]) & _valid(table["colour"]) & (quality >= MIN_QUALITY))[rows]]
-    words = deal(fixed(table["pdq"], PDQ_BYTES)[rows])
-    colours = fixed(table["colour"], COLOUR_BYTES)[rows]
-    group = first_equal(fixed(table["text"], 16)[rows].view(np.uint64)) if scope == "pair" else np.zeros_like(rows)
-    points = Points(words, colours, rows, np.ones(len(rows), np.bool_), group)
-    return _with_forms(points, table) if "pdq_forms" in table.column_names else points
+def points_of(table: pa.Table, order: Index, compete: Flags, scope: str) -> Points:
+    """The hashes of the rows that compete (by rank) and can be compared: present, and of quality MIN_QUALITY."""
+    clear = table["pdq_quality"].fill_null(0).to_numpy() >= MIN_QUALITY
+    ranks = np.flatnonzero((clear & _valid(table["pdq"]) & _valid(table["colour"]))[order] & compete)
+    chosen = order[ranks]
+    words = deal(fixed(table["pdq"], PDQ_BYTES)[chosen])
+    colours = fixed(table["colour"], COLOUR_BYTES)[chosen]
+    texts = fixed(table["text"], 16)[chosen].view(np.uint64) if scope == "pair" else None
+    group = np.zeros_like(ranks) if texts is None else first_equal(texts)
+    points = Points(words, colours, ranks, np.ones(len(ranks), np.bool_), group)
+    return _with_forms(points, table, chosen) if "pdq_forms" in table.column_names else points
 
 
-def _with_forms(points: Points, table: pa.Table) -> Points:
+def _with_forms(points: Points, table: pa.Table, chosen: Index) -> Points:
     """Each row eight times: as it is, and turned."""
-    turned = fixed(table["pdq_forms"], (FORMS - 1) * PDQ_BYTES)[points.row].reshape(-1, FORMS - 1, PDQ_BYTES)
+    turned = fixed(table["pdq_forms"], (FORMS - 1) * PDQ_BYTES)[chosen].reshape(-1, FORMS - 1, PDQ_BYTES)
     words = np.concatenate([points.words[:, None], deal(turned.reshape(-1, PDQ_BYTES)).reshape(-1, FORMS - 1, 4)], 1)
     cells = points.colours.reshape(-1, GRID, GRID, 3).transpose(1, 2, 0, 3)
     colours = np.stack([turn(cells, form).transpose(2, 0, 1, 3) for form in range(FORMS)], 1)
-    present = np.repeat(_valid(table["pdq_forms"])[points.row][:, None], FORMS, 1)
+    present = np.repeat(_valid(table["pdq_forms"])[chosen][:, None], FORMS, 1)
     present[:, 0] = True
-    chosen = np.flatnonzero(present)
-    row = np.repeat(points.row, FORMS)[chosen]
-    group = np.repeat(points.group, FORMS)[chosen]
-    return Points(
-        words.reshape(-1, 4)[chosen], colours.reshape(-1, COLOUR_BYTES)[chosen], row, chosen % FORMS == 0, group
-    )
+    there = np.flatnonzero(present)
+    row = np.repeat(points.row, FORMS)[there]
+    group = np.repeat(points.group, FORMS)[there]
+    return Points(words.reshape(-1, 4)[there], colours.reshape(-1, COLOUR_BYTES)[there], row, there % FORMS == 0, group)
 
 
-def _found(table: pa.Table, by_bytes: Index, by_pdq: Index) -> pa.Table:
-    positions = np.arange(len(table))
-    equal = by_bytes != positions
-    gone = np.flatnonzero(equal | (by_pdq != positions))
+def _found(table: pa.Table, order: Index, by_bytes: Index, by_pdq: Index) -> pa.Table:
+    ranks = np.arange(len(table))
+    equal = by_bytes != ranks
+    uids = fixed(table["uid"], 16)
+    gone = np.flatnonzero(equal | (by_pdq != ranks))
+    gone = gone[by_uid(uids[order[gone]])]
     witness = np.where(equal, by_bytes, by_pdq)[gone]
     apart = np.zeros(len(gone), np.int32)
     near = np.flatnonzero(~equal[gone])
-    apart[near] = _apart(table, gone[near], witness[near])
-    uids = fixed(table["uid"], 16)
+    apart[near] = _apart(table, order[gone[near]], order[witness[near]])
     columns = [
-        hexadecimal(uids[gone]),
-        hexadecimal(uids[witness]),
+        hexadecimal(uids[order[gone]]),
+        hexadecimal(uids[order[witness]]),
         pa.array(np.array(["perceptual", "bytes"], object)[equal[gone].astype(int)], pa.string()),
         pa.array(apart),
-        hexadecimal(uids[by_pdq[by_bytes[gone]]]),
+        hexadecimal(uids[order[by_pdq[by_bytes[gone]]]]),
     ]
-    order = np.lexsort(fixed(table["uid"], 16)[gone].view(">u8").astype(np.uint64).T[::-1])
-    return pa.Table.from_arrays(columns, schema=FOUND).take(order)
+    return pa.Table.from_arrays(columns, schema=FOUND)
+
+
+def by_uid(uids: npt.NDArray[np.uint8]) -> Index:
+    """Order of uids [n, 16]."""
+    words = uids.view(">u8").astype(np.uint64)
+    return np.lexsort([words[:, 1], words[:, 0]])
 
 
 def _apart(table: pa.Table, gone: Index, witness: Index) -> npt.NDArray[np.int32]:
@@ -206,9 +210,12 @@ def _apart(table: pa.Table, gone: Index, witness: Index) -> npt.NDArray[np.int32
 
 def fixed(column: pa.ChunkedArray, width: int) -> npt.NDArray[np.uint8]:
     """Bytes [n, width] of a column of fixed-size binary; null rows hold anything."""
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    values = np.frombuffer(array.buffers()[1] or b"", np.uint8)
-    return values[array.offset * width : (array.offset + len(array)) * width].reshape(-1, width)
+    parts = [
+        np.frombuffer(chunk.buffers()[1], np.uint8)[chunk.offset * width : (chunk.offset + len(chunk)) * width]
+        for chunk in column.chunks
+        if len(chunk)
+    ]
+    return (parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, np.uint8), *parts])).reshape(-1, width)
 
 
 def hexadecimal(values: npt.NDArray[np.uint8]) -> pa.Array:

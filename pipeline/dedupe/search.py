@@ -157,6 +157,8 @@ class _Work:
         self.best = np.full(len(asks), len(asks), np.int64)
         self.effort = Effort()
         self._all_answer = bool(answers.all())
+        self._turned = not points.own.all()
+        self._grouped = bool(points.group.any())
 
     def whole_groups(self, chosen: Index) -> None:
         self._bucketed(self.points.group[chosen], chosen, None)
@@ -196,26 +198,35 @@ class _Work:
 
         Gives what is left after `steps`.
         """
-        row, own, group = self.points.row, self.points.own, self.points.group
+        row, words, colours = self.points.row, self.points.words, self.points.colours
         for step in range(steps):
             one, other = at[start + step], at[later]
-            mine, yours = row[other], row[one]
-            open_ = yours < np.minimum(mine, self.best[mine])
-            later, start, one, other, mine, yours = (x[open_] for x in (later, start, one, other, mine, yours))
+            mine = row[other]
+            # Rows come best first, so what one row cannot win its successors cannot.
+            open_ = row[one] < np.minimum(mine, self.best[mine])
+            if not open_.all():
+                later, start, one, other = later[open_], start[open_], one[open_], other[open_]
             if not len(later):
                 break
-            able = (own[one] | own[other]) & (group[one] == group[other])
-            if not self._all_answer:
-                able &= self.answers[yours]
-            hit = able.nonzero()[0]
+            hit = self._comparable(one, other)
             self.effort.compared += len(hit)
-            hit = hit[distances(self.points.words[one[hit]], self.points.words[other[hit]]) <= self.radius]
-            hit = hit[same_colours(self.points.colours[one[hit]], self.points.colours[other[hit]])]
-            np.minimum.at(self.best, mine[hit], yours[hit])
+            hit = hit[distances(words[one[hit]], words[other[hit]]) <= self.radius]
+            hit = hit[same_colours(colours[one[hit]], colours[other[hit]])]
+            np.minimum.at(self.best, row[other[hit]], row[one[hit]])
             left = np.ones(len(later), np.bool_)
             left[hit] = False
             later, start = later[left], start[left]
         return later, start
+
+    def _comparable(self, one: Index, other: Index) -> Index:
+        able = np.ones(len(one), np.bool_)
+        if self._turned:
+            able &= self.points.own[one] | self.points.own[other]
+        if self._grouped:
+            able &= self.points.group[one] == self.points.group[other]
+        if not self._all_answer:
+            able &= self.answers[self.points.row[one]]
+        return able.nonzero()[0]
 
     def _split(self, at: Index, later: Index, start: Index, finer: int) -> None:
         """Hot buckets: what the first rows did not match meets the bucket's others only where more bits agree."""
