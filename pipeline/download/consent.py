@@ -112,15 +112,15 @@ def tdmrep_signal(rules: TdmRules, url: str) -> Signal | None:
         return None
     policy = f" {rule.policy}" if rule.policy else ""
     return Signal(
-        "tdmrep", f"{rule.location} {int(rule.reserved)}{policy}"[:1000], rules.source, _verdict(rule.reserved)
+        "tdmrep", f"{rule.location} {int(rule.reserved)}{policy}"[:1000], rules.source, verdict(rule.reserved)
     )
 
 
-def _verdict(denied: bool) -> Literal["allow", "deny"]:
+def verdict(denied: bool) -> Literal["allow", "deny"]:
     return "deny" if denied else "allow"
 
 
 def _signal(signal: str, value: str, header: str, denied: bool) -> Signal:
     # What a row records is text: a header's stray bytes become U+FFFD.
     text = value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")[:1000]
-    return Signal(signal, text, header.lower(), _verdict(denied))
+    return Signal(signal, text, header.lower(), verdict(denied))

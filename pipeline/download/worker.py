@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.download.blocklist import Blocklist
+from pipeline.download.checks import BodyChecks, Reasons
 from pipeline.download.fetch import Fetched, Fetcher
 from pipeline.download.pool import PoolWriter
 from pipeline.download.rows import Outcomes, Target, by_host, targets
@@ -42,6 +43,7 @@ class DownloadWorker:
         self._settings = settings
         self._run = run
         self._blocklist = Blocklist(settings.blocklists)
+        self._checks = BodyChecks(settings, self._blocklist)
         self._threads = ThreadPoolExecutor(DECODE_THREADS)
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
@@ -150,14 +152,14 @@ class DownloadWorker:
         processor: ImageProcessor | SandboxedProcessor,
     ) -> None:  # fmt: skip
         """Fetch one URL and end every row that shares it."""
-        reasons: dict[int, tuple[str, str | None]] = {}
+        reasons: Reasons = {}
         values: dict[str, Any] = {}
         signals: list[dict[str, Any]] = []
         image: Processed | None = None
         try:
             for row in target.rows:
                 if matched := self._blocklist.url(columns["url"][row]):
-                    reasons[row] = ("blocklisted", matched)
+                    reasons[row] = matched
             if len(reasons) < len(target.rows):
                 async with self._fetcher.fetch(target.fetch_url) as fetched:
                     values, signals = _fetch_values(fetched)
@@ -166,8 +168,10 @@ class DownloadWorker:
                             {row: (fetched.reason, fetched.detail) for row in target.rows if row not in reasons}
                         )
                     else:
-                        work = partial(self._process, fetched.body, target, columns, reasons, values, processor)
+                        work = partial(self._process, fetched, target, columns, reasons, values, processor)
                         image = await asyncio.get_running_loop().run_in_executor(self._threads, work)
+                        told, signals = _fetch_values(fetched)  # again: bytes may speak of consent too
+                        values.update(told)
         except Exception as error:
             log.exception("internal error at %s", target.fetch_url)
             reasons = {row: ("internal", f"{type(error).__name__}: {error}"[:500]) for row in target.rows}
@@ -188,30 +192,20 @@ class DownloadWorker:
                 made.consent(row, signal)
 
     def _process(
-        self, body: bytes, target: Target, columns: dict[str, list[Any]], reasons: dict[int, tuple[str, str | None]],
+        self, fetched: Fetched, target: Target, columns: dict[str, list[Any]], reasons: Reasons,
         values: dict[str, Any], processor: ImageProcessor | SandboxedProcessor,
     ) -> Processed | None:  # fmt: skip
         """Hash, check and decode one body (in a decode thread); None where no row can use the image."""
         settings = self._settings
-        for kind in {"sha256", *settings.compute_hash, *([settings.verify_hash[1]] if settings.verify_hash else [])}:
-            values[kind] = hashlib.new(kind, body, usedforsecurity=False).hexdigest()
-        values["bytes"] = len(body)
-        matched = self._blocklist.body(values)
-        for row in target.rows:
-            if matched:
-                reasons.setdefault(row, ("blocklisted", matched))
-            elif settings.verify_hash:
-                column, kind = settings.verify_hash
-                expected = columns[column][row]
-                if expected is not None and str(expected).strip().lower() != values[kind]:
-                    reasons.setdefault(row, ("hash_mismatch", f"{kind} {values[kind]}, expected {expected}"))
+        assert fetched.body is not None
+        self._checks.body(fetched, target.rows, columns, reasons, values)
         if len(reasons) == len(target.rows):
             return None
         boxes = None
         if settings.bbox_col:
             boxes = [box for row in target.rows for box in json.loads(columns[settings.bbox_col][row] or "[]")]
         try:
-            image = processor(body, boxes)
+            image = processor(fetched.body, boxes)
         except ImageError as error:
             for row in target.rows:
                 reasons.setdefault(row, (error.reason, error.detail))
@@ -220,7 +214,7 @@ class DownloadWorker:
             format=image.format, original_width=image.original_width, original_height=image.original_height,
             width=image.width, height=image.height, exif=image.exif,
         )  # fmt: skip
-        return image
+        return image if self._checks.image(image.data, target.rows, reasons) else None
 
     def _commit(
         self, attempt: Attempt, upstream: UnitRecord, made: Outcomes, pool: PoolWriter, scratch: Path,

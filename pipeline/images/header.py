@@ -109,12 +109,12 @@ def _png(data: bytes, _max_frames: int) -> Header:
         elif name == b"eXIf":
             exif = body.removeprefix(b"Exif\0\0")
         elif name in (b"iCCP", b"zTXt"):
-            inflated = _inflate(name, body.partition(b"\0")[2][1:])
+            inflated = inflate(name, body.partition(b"\0")[2][1:])
             icc = inflated if name == b"iCCP" else icc
         elif name == b"iTXt":
             rest = body.partition(b"\0")[2]
             if rest[:1] == b"\1":
-                _inflate(name, rest[2:].partition(b"\0")[2].partition(b"\0")[2])
+                inflate(name, rest[2:].partition(b"\0")[2].partition(b"\0")[2])
         at += 12 + length
         if number == MAX_CHUNKS:
             raise ValueError(f"more than {MAX_CHUNKS} chunks")
@@ -126,7 +126,7 @@ def _png(data: bytes, _max_frames: int) -> Header:
 _PNG_READ: Final = frozenset({b"eXIf", b"iCCP", b"zTXt", b"iTXt"})
 
 
-def _inflate(name: bytes, packed: bytes) -> bytes | None:
+def inflate(name: bytes, packed: bytes) -> bytes | None:
     """The inflated bytes, None when they are corrupt (which the decoder judges); raises ImageError on a bomb."""
     unpacker = zlib.decompressobj()
     try:

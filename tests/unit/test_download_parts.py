@@ -1,4 +1,4 @@
-"""The download stage's small parts: pool tars, outcomes, blocklists."""
+"""The download stage's small parts: pool tars and outcomes."""
 
 import hashlib
 import tarfile
@@ -9,10 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.download.blocklist import Blocklist
 from pipeline.download.pool import PoolWriter
 from pipeline.download.rows import Outcomes, targets
-from pipeline.errors import InputError
 
 
 @given(st.lists(st.binary(max_size=2000), max_size=8))
@@ -56,21 +54,3 @@ def test_a_row_cannot_end_twice() -> None:
     made.set(0, "timeout", {})
     with pytest.raises(ValueError, match="ended twice"):
         made.set(0, None, {})
-
-
-def test_a_blocklist_matches_bytes_by_any_hash_and_urls_by_md5(tmp_path: Path) -> None:
-    body, url = b"body", "http://a.example/1"
-    sha1 = hashlib.sha1(body).hexdigest()
-    (tmp_path / "list").write_text(f"# known\n{sha1.upper()}\n{hashlib.md5(url.encode()).hexdigest()}\n")
-    blocklist = Blocklist([str(tmp_path / "list")])
-    assert blocklist.body({"sha256": "0" * 64, "sha1": sha1}) == f"sha1 {sha1}"
-    assert blocklist.body({"sha256": "0" * 64}) is None
-    assert blocklist.url(url)
-    assert blocklist.url("http://a.example/2") is None
-
-
-@pytest.mark.parametrize("line", ["zz", "abc", "0" * 63, "g" * 64])
-def test_a_blocklist_line_that_is_no_hash_is_refused_by_file_and_line(tmp_path: Path, line: str) -> None:
-    (tmp_path / "list").write_text(f"{'0' * 64}\n{line}\n")
-    with pytest.raises(InputError, match=r"list:2: .* is no md5, sha1 or sha256"):
-        Blocklist([str(tmp_path / "list")])
