@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from pipeline.check import check_recipe
 from pipeline.cluster import connect_ahead, job_id, release, shutdown
@@ -32,6 +33,9 @@ from pipeline.tables import publish
 from pipeline.units import StageFolder, fingerprints
 from schemas.recipe import Recipe, fingerprint
 from schemas.records import Batch, RunRecord, now
+
+if TYPE_CHECKING:
+    from pipeline.adopt.stage import Adoption
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +58,8 @@ class Request:
     readmit: str | None = None
     retry: tuple[str, ...] = ()
     accept: tuple[str, ...] = ()
+    adopt: "Adoption | None" = None
+    """A download to take over instead of fetching."""
     command: tuple[str, ...] = ()
 
 
@@ -102,7 +108,12 @@ class _Run:
         known = {batch.batch for batch in batches}
         if unknown := sorted(set(request.accept) - known):
             raise InputError(f"--accept {unknown[0]}: no such batch; there are {', '.join(sorted(known)) or 'none'}")
-        if "ingest" in request.stages:
+        if request.adopt:
+            from pipeline.adopt.stage import make_adopted
+
+            make_adopted(self._store, self._recipe, request.adopt, self._run)
+            batches = load_batches(self._store)
+        elif "ingest" in request.stages:
             make_batches(self._store, self._recipe, request.inputs, request.limit, request.readmit, self._run)
             batches = load_batches(self._store)
             self._connect_ahead(batches)
@@ -126,9 +137,11 @@ class _Run:
             self._stage(stage, batches)
             if self._stop.is_set():
                 return self._stopped()
+            if stage == "download" and any(batch.adopted for batch in batches):
+                self._scores(batches)
             if stage == "download" and self._rows_ahead("shard", batches) < FEW:
                 release()
-        publish(self._store, STAGES)
+        publish(self._store, (*STAGES, "embed"))
         return self._judge(batches)
 
     def _stage(self, stage: str, batches: Sequence[Batch]) -> None:
@@ -141,6 +154,10 @@ class _Run:
                 run_ingest(store, recipe, batches, folder, run, stop, progress)
             elif stage == "shard":
                 run_shard(store, recipe, self._folders, folder, run, stop, progress)
+            elif self._request.adopt:
+                from pipeline.adopt.stage import run_adopt
+
+                run_adopt(store, recipe, batches, self._folders["ingest"], folder, run, stop, progress)
             elif self._request.retry:
                 ingest = self._folders["ingest"]
                 retry_download(store, recipe, batches, ingest, folder, run, stop, progress, self._request.retry)
@@ -155,6 +172,15 @@ class _Run:
                   if name != folder.fingerprint)  # fmt: skip
         latest = max((done.finished_at for done in others if done), default=None)
         folder.complete(folder.iter_records(), [batch.batch for batch in batches], latest)
+
+    def _scores(self, batches: Sequence[Batch]) -> None:
+        """The scores and vectors that came with adopted batches."""
+        from pipeline.adopt.scores import complete_scores, run_scores
+
+        folder = run_scores(self._store, batches, self._folders["download"], self._run, self._stop)
+        if folder is not None:
+            self._lease.renew()
+            complete_scores(self._store, folder, batches)
 
     def _rows_ahead(self, stage: str, batches: Sequence[Batch]) -> int:
         folder = self._folders[stage]

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pipeline.errors import InputError, StoreError
 from pipeline.storage import LocalStore, Store, open_store
 from pipeline.units import StageFolder, current_folder, fingerprints
-from schemas.recipe import ORDER
+from schemas.recipe import FORMAT_VERSION, ORDER, digest
 from schemas.records import Batch, RunRecord
 
 
@@ -36,6 +36,11 @@ def read_runs(store: Store) -> list[RunRecord]:
     paths = sorted(path for path, _ in store.files("runs") if path.endswith(".json"))
     with ThreadPoolExecutor(8) as pool:
         return [RunRecord.model_validate_json(data) for data in pool.map(store.read, paths)]
+
+
+def adopted_scores(store: Store) -> StageFolder:
+    """The folder, of stage `embed`, of the scores and vectors that came with adopted batches: no recipe made them."""
+    return StageFolder(store, "embed", digest({"format": FORMAT_VERSION, "stage": "embed", "adopted": True}))
 
 
 def current_folders(store: Store) -> dict[str, StageFolder]:

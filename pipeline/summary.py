@@ -6,7 +6,7 @@ from typing import Any
 
 from pipeline.funnel import FunnelRow, funnel, sum_rows
 from pipeline.gates import FailedGate, failed_gates
-from pipeline.root import current_folders, read_batches, read_runs
+from pipeline.root import adopted_scores, current_folders, read_batches, read_runs
 from pipeline.storage import Store
 from schemas.recipe import Recipe
 
@@ -43,7 +43,11 @@ class Summary:
 def summarise(store: Store) -> Summary:
     """Read the records of a ROOT, finished or under way."""
     batches = read_batches(store)
-    folders = current_folders(store)
+    # Hashes, and scores that came along with adopted batches, are columns, no steps that rows pass.
+    beside = adopted_scores(store).base
+    folders = {
+        stage: folder for stage, folder in current_folders(store).items() if stage != "hashes" and folder.base != beside
+    }
     runs = read_runs(store)
     rows = funnel(store, folders, list(batches.values()))
     input_rows = sum(batch.rows for batch in batches.values() if batch.readmits is None)

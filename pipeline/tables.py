@@ -23,10 +23,12 @@ from pipeline.views import first_line, views_sql
 from schemas.records import Complete, Published, PublishedFile, UnitRecord, now
 from schemas.tables import TABLES
 
-SOURCE_OF = {"pairs": "ingest", "rejects": "ingest", "outcomes": "download", "consent": "download"}
+SOURCE_OF = {"pairs": "ingest", "rejects": "ingest", "outcomes": "download", "consent": "download",
+             "scores": "embed", "embeddings": "embed"}  # fmt: skip
 """table → the stage whose units hold it"""
 
-ORDER_BY = {"rejects": ("batch", "source", "source_row"), "consent": ("uid", "signal", "source", "value")}
+ORDER_BY = {"rejects": ("batch", "source", "source_row"), "consent": ("uid", "signal", "source", "value"),
+            "scores": ("uid", "encoder"), "embeddings": ("uid", "encoder")}  # fmt: skip
 """The order of rows; a table not named here is sorted by uid."""
 
 PART_BYTES = 256 << 20
@@ -66,14 +68,16 @@ def publish(store: Store, stages: Iterable[str]) -> int | None:
         for stage, (folder, done) in completed.items()
     }
     version = _next_version(store, before)
+    listed: list[str] = []
     for table in SOURCE_OF:
         published = _publish_table(store, table, read.get(SOURCE_OF[table]), version, made_from)
+        if table == "embeddings":
+            listed = [file.path for file in published.files]
         fault_point("before-latest", table)
         store.replace(f"tables/{table}/latest.json", published.to_bytes())
     shards = read.get("shard")
-    text = views_sql(
-        store.uri, version, list(SOURCE_OF), dataset_files(shards.folder, shards.records.values()) if shards else []
-    )
+    dataset = dataset_files(shards.folder, shards.records.values()) if shards else []
+    text = views_sql(store.uri, version, list(SOURCE_OF), dataset, {"embeddings": listed})
     fault_point("before-views")
     store.replace("tables/views.sql", text.encode())
     store.replace("views.sql", text.encode())
@@ -162,6 +166,8 @@ def _next_version(store: Store, before: dict[str, Published | None]) -> int:
 
 def _publish_table(store: Store, table: str, stage: Stage | None, version: int, made_from: dict[str, str]) -> Published:
     named = unit_files(stage.folder, stage.records.values(), table) if stage else []
+    if table == "embeddings" and stage and named:
+        return _listed(stage, table, version, made_from)
     scratch = store.scratch()
     try:
         files = []
@@ -174,6 +180,19 @@ def _publish_table(store: Store, table: str, stage: Stage | None, version: int, 
         shutil.rmtree(scratch, ignore_errors=True)
     total = sum(file.rows for file in files)
     return Published(version=version, files=files, rows=total, written_at=now(), made_from=made_from)
+
+
+def _listed(stage: Stage, table: str, version: int, made_from: dict[str, str]) -> Published:
+    """The units' own files: vectors are too large to be written twice."""
+    base = stage.folder.base
+    files = [
+        PublishedFile(path=f"{base}/{entry.path}", bytes=entry.bytes, sha256=entry.sha256, rows=entry.rows)
+        for record in stage.records.values()
+        for entry in record.files
+        if entry.table == table
+    ]
+    rows = sum(file.rows for file in files)
+    return Published(version=version, files=files, rows=rows, written_at=now(), made_from=made_from)
 
 
 def _write_sorted(store: Store, named: list[Source], table: str, scratch: Path) -> Iterator[tuple[Path, int]]:

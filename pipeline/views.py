@@ -1,6 +1,6 @@
 """views.sql: a DuckDB view a table, and `samples`, one row an input row from its source to its key in the dataset."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 _SAMPLES = """
 -- One row an input row: where it came from, how it ended, and its key and shard where it is in the dataset.
@@ -19,14 +19,19 @@ _EMPTY_DATASET = (
 )
 
 
-def views_sql(uri: str, version: int, tables: Sequence[str], dataset: Sequence[str]) -> str:
+def views_sql(
+    uri: str, version: int, tables: Sequence[str], dataset: Sequence[str], listed: Mapping[str, Sequence[str]]
+) -> str:
     """The script for the tables' `version`; `dataset` are the S.parquet files, relative to the ROOT at `uri`.
 
-    In `dataset`, `shard` is the S of the files the sample is in, relative to the ROOT.
+    `listed` has, for a table that is not copied, its files. In `dataset`, `shard` is the S of the files the sample is
+    in, relative to the ROOT.
     """
     lines = []
     for table in tables:
         source = _quote(f"{uri}/tables/{table}/v{version}/*.parquet")
+        if listed.get(table):
+            source = "[" + ", ".join(_quote(f"{uri}/{path}") for path in listed[table]) + "]"
         lines.append(f"CREATE OR REPLACE VIEW {table} AS SELECT * FROM read_parquet({source});")
     if dataset:
         files = ", ".join(_quote(f"{uri}/{path}") for path in dataset)

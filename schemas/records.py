@@ -66,6 +66,8 @@ class Adopted(Record):
     copied: bool
     """The images were copied into ROOT's pool; else they are read where they are."""
     tars: list[AdoptedTar]
+    scores: list[str] = []
+    """Columns that rules see of it: clip_score_<encoder> and heads."""
 
 
 class Batch(Record):

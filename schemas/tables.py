@@ -129,8 +129,9 @@ OVERLAPS: Final = _table(
 )
 
 EMBEDDINGS: Final = _table(
-    "One row a pair an encoder was due to read; one folder an encoder.",
+    "One row a pair and encoder that was due to read it.",
     ("uid", pa.string(), "the pair's uid"),
+    ("encoder", pa.string(), "name of the encoder"),
     ("status", pa.string(), "ok or failed"),
     ("reason", pa.string(), "why it failed"),
     ("image_embedding", pa.list_(pa.float32()), "unit-length vector; null unless ok"),
@@ -140,7 +141,7 @@ EMBEDDINGS: Final = _table(
 SCORES: Final = _table(
     "Scores of pairs; one column a head is added to these.",
     ("uid", pa.string(), "the pair's uid"),
-    ("encoder", pa.string(), "name of the encoder in the recipe"),
+    ("encoder", pa.string(), "name of the encoder; of an adopted set: b32, l14, clip_retrieval or given"),
     ("clip_score", pa.float32(), "cosine of image and text embedding"),
     ("weights_sha256", pa.string(), "sha256 of the encoder's weights"),
 )

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from pipeline.adopt.dataset import Dataset, Shard, kept_columns, open_dataset
 from pipeline.adopt.measure import Measured, measure
+from pipeline.adopt.scores import columns_of
 from pipeline.adopt.units import UnitAdopter
 from pipeline.errors import InputError
 from pipeline.faults import fault_point
@@ -64,7 +65,7 @@ def make_adopted(store: Store, recipe: Recipe, adoption: Adoption, run: str) -> 
     }
     ingest = recipe.ingest.model_copy(update=settings)
     tars = measure_all(store, recipe, dataset, shards)
-    adopted = Adopted(path=dataset.store.uri, copied=adoption.copy, tars=tars)
+    adopted = Adopted(path=dataset.store.uri, copied=adoption.copy, tars=tars, scores=columns_of(dataset))
     orphans = sum(tar.orphans for tar in tars)
     if orphans:
         log.warning("%s: %d images in its tars belong to no successful row; they are left out", adopted.path, orphans)

@@ -13,9 +13,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.adopt.measure import COLUMNS
-from pipeline.download.blocklist import Blocklist
+from pipeline.download.blocklist import Blocklist, Match
 from pipeline.download.pool import PoolWriter
 from pipeline.errors import StoreError
+from pipeline.images.errors import ImageError
 from pipeline.images.sniff import sniff
 from pipeline.runner import Result
 from pipeline.shard.pool import PoolReader
@@ -131,18 +132,41 @@ class UnitAdopter:
             return self._maps[source]
 
     def _blocked(self, pairs: pa.Table, rows: pa.Table) -> pa.Table:
-        """The recipe's hash lists hold for adopted images as for fetched ones."""
+        """The recipe's hash lists hold for adopted images as for fetched ones, by what is known of them."""
         if not self._blocks:
             return rows
         found = rows.to_pylist()
-        for url, row in zip(pairs["url"].to_pylist(), found, strict=True):
-            matched = self._blocklist.url(url) or self._blocklist.body(row)
-            if matched is None and row["pool_sha256"]:
-                matched = self._blocklist.body({"sha256": row["pool_sha256"]})
-            if matched is not None:
-                row |= {"status": STATUS_OF["blocklisted"], "reason": "blocklisted", "detail": matched}
+        matches = [self._match(url, row) for url, row in zip(pairs["url"].to_pylist(), found, strict=True)]
+        if self._blocklist.has_pdq:
+            left = [n for n, match in enumerate(matches) if match is None and found[n]["pool_file"]]
+            wanted = pairs.select(["uid"]).take(pa.array(left, pa.int64()))
+            for name in POOL:
+                wanted = wanted.append_column(name, rows[name].take(pa.array(left, pa.int64())))
+            for start, images in self._reader.blocks(wanted):
+                for place, image in enumerate(images, start):
+                    matches[left[place]] = self._match_picture(image)
+        for row, match in zip(found, matches, strict=True):
+            if match is not None:
+                row |= {"status": STATUS_OF[match.reason], "reason": match.reason, "detail": match.detail}
                 row |= dict.fromkeys(POOL)
         return pa.Table.from_pylist(found, rows.schema)
+
+    def _match(self, url: str, row: dict[str, str | None]) -> Match | None:
+        if match := self._blocklist.url(url):
+            return match
+        # A hash that is not known matches nothing.
+        original = {kind: row.get(kind) or "-" for kind in ("sha256", "sha1", "md5")}
+        stored = {**original, "sha256": row["pool_sha256"] or "-"}
+        return self._blocklist.body(b"", original) or self._blocklist.body(b"", stored)
+
+    def _match_picture(self, image: bytes) -> Match | None:
+        from pipeline.dedupe.hashes import hash_image
+
+        try:
+            hashes = hash_image(image)
+        except ImageError:
+            return None
+        return self._blocklist.image(hashes.pdq, hashes.quality)
 
     def _copy(self, outcomes: pa.Table, local: Path, path: str) -> tuple[pa.Table, int]:
         """Copy the ok rows' images into a pool tar of the unit; the outcomes that say so, and its members."""
