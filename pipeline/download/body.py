@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from aiohttp import ClientResponse
 
 from pipeline.download.failure import Failure
+from pipeline.download.hosts import Host
+from pipeline.download.places import FIRST, Places
 
 FREE_BYTES = 1024 * 1024
 """A body may grow to this without asking; with what aiohttp buffers, 256 fetches at a time make about 370 MiB."""
@@ -71,13 +73,15 @@ class Loan:
 class Hold:
     """What one fetch keeps from others: a place among the requests, and bytes of memory."""
 
-    def __init__(self, places: asyncio.Semaphore, budget: ByteBudget) -> None:
+    def __init__(self, places: Places, budget: ByteBudget, turn: int = FIRST) -> None:
         self._places = places
+        self._turn = turn
         self._held = False
         self.loan = Loan(budget)
 
-    async def enter(self) -> None:
-        await self._places.acquire()
+    async def enter(self, host: Host) -> None:
+        """Wait for a place. Hosts that have yet to answer go before all others: what stalls begins soonest."""
+        await self._places.acquire(lambda: self._turn if host.answers else FIRST)
         self._held = True
 
     def release(self) -> None:

@@ -23,6 +23,7 @@ from pipeline.download.consent import (
 from pipeline.download.failure import Failure
 from pipeline.download.hosts import Host, Hosts
 from pipeline.download.origin_files import OriginFiles
+from pipeline.download.places import FIRST, Places
 from pipeline.download.resolver import Lookup, Resolver
 from pipeline.download.responses import (
     MAX_BACKOFF_S,
@@ -74,7 +75,7 @@ class Fetcher:
         policy = policy or AddressPolicy(settings.allow_addresses)
         self._client = Client(settings, policy, Resolver(policy, settings.hosts_file, lookup, settings.retries))
         self._hosts = Hosts(settings)
-        self._places = asyncio.Semaphore(concurrency)
+        self._places = Places(concurrency)
         self._budget = ByteBudget(max(LARGE_BYTES, 2 * settings.max_bytes))
         self._honoured = honoured(settings.consent)
         self._in_headers = [name for name in self._honoured if name in IN_HEADERS]
@@ -84,8 +85,8 @@ class Fetcher:
         self._origin_files = OriginFiles(settings, self._hosts, self._token, self._exchange, self._hold)
         self._spacing = 1 / settings.per_host.per_second if settings.per_host.per_second else 0.0
 
-    def _hold(self) -> Hold:
-        return Hold(self._places, self._budget)
+    def _hold(self, turn: int = FIRST) -> Hold:
+        return Hold(self._places, self._budget, turn)
 
     async def __aenter__(self) -> "Fetcher":
         await self._client.__aenter__()
@@ -99,10 +100,10 @@ class Fetcher:
         self._hosts.forget(host.strip("[]"))
 
     @asynccontextmanager
-    async def fetch(self, url: str) -> AsyncIterator[Fetched]:
+    async def fetch(self, url: str, turn: int = FIRST) -> AsyncIterator[Fetched]:
         """Fetch one URL; whatever the web does is in the Fetched. The body's memory counts as used until the end of
-        the `async with`."""
-        hold = self._hold()
+        the `async with`. Where requests wait for places, those of a lower `turn` go first."""
+        hold = self._hold(turn)
         try:
             yield await self._fetch(url, hold)
         finally:
@@ -212,7 +213,7 @@ class Fetcher:
                         await asyncio.sleep(wait)
                     if given_up := host.given_up():
                         raise Failure(*given_up)
-                    await hold.enter()
+                    await hold.enter(host)
                     began = time.monotonic()
                     host.next_start = began + self._spacing
                 if not started:

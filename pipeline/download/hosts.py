@@ -35,6 +35,8 @@ class Host:
 
     def fresh(self) -> None:
         """Start counting failures anew, as for a new unit."""
+        self.answers = False
+        """Whether the last request that got through to it was answered."""
         self._unreached = 0
         self._timeouts = 0
         self._stalled = 0.0
@@ -48,10 +50,12 @@ class Host:
 
     def answered(self) -> None:
         """A whole answer came, whatever it said."""
+        self.answers = True
         self._timeouts = 0
 
     def timed_out(self, began: float, ended: float) -> None:
         """Count a timeout; stalls at the same time count their wall seconds once."""
+        self.answers = False
         self._timeouts += 1
         self._stalled += ended - max(began, min(self._stalled_until, ended))
         self._stalled_until = ended

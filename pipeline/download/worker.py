@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import itertools
 import json
 import logging
 import threading
@@ -45,6 +46,7 @@ class DownloadWorker:
         self._blocklist = Blocklist(settings.blocklists)
         self._checks = BodyChecks(settings, self._blocklist)
         self._threads = ThreadPoolExecutor(DECODE_THREADS)
+        self._turns = itertools.count()
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
         self._fetcher = self._call(self._open())
@@ -124,6 +126,7 @@ class DownloadWorker:
         self, fetches: list[Target], pairs: pa.Table, made: Outcomes, pool: PoolWriter,
         processor: ImageProcessor | SandboxedProcessor,
     ) -> None:  # fmt: skip
+        turn = next(self._turns)  # older units first, so that they end, and are committed, one after another
         columns = {name: pairs[name].to_pylist() for name in pairs.column_names if name == "uid" or name == "url"}
         for wanted in (self._settings.bbox_col, self._settings.verify_hash and self._settings.verify_hash[0]):
             if wanted:
@@ -131,7 +134,7 @@ class DownloadWorker:
 
         async def drain(queue: list[Target]) -> None:
             while queue:
-                await self._target(queue.pop(), columns, made, pool, processor)
+                await self._target(queue.pop(), turn, columns, made, pool, processor)
 
         async def host(name: str, queue: list[Target]) -> None:
             queue.reverse()
@@ -148,7 +151,7 @@ class DownloadWorker:
             raise group_error.exceptions[0] from None
 
     async def _target(
-        self, target: Target, columns: dict[str, list[Any]], made: Outcomes, pool: PoolWriter,
+        self, target: Target, turn: int, columns: dict[str, list[Any]], made: Outcomes, pool: PoolWriter,
         processor: ImageProcessor | SandboxedProcessor,
     ) -> None:  # fmt: skip
         """Fetch one URL and end every row that shares it."""
@@ -161,7 +164,7 @@ class DownloadWorker:
                 if matched := self._blocklist.url(columns["url"][row]):
                     reasons[row] = matched
             if len(reasons) < len(target.rows):
-                async with self._fetcher.fetch(target.fetch_url) as fetched:
+                async with self._fetcher.fetch(target.fetch_url, turn) as fetched:
                     values, signals = _fetch_values(fetched)
                     if fetched.reason is not None:
                         reasons.update(
