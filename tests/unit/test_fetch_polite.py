@@ -267,14 +267,14 @@ async def test_a_host_that_stalls_beyond_its_budget_gets_no_more_requests(web: H
     assert len(web.starts) == 6
 
 
-def test_deadlines_are_quartered_for_each_round_of_timeouts_and_restored_by_an_answer() -> None:
+def test_deadlines_are_short_once_every_connection_has_timed_out_until_an_answer_comes() -> None:
     host = Host("a.test", Download(timeout=16, per_host={"connections": 4}))
     deadlines = []
     for number in range(24):
         if number % 4 == 0:
             deadlines.append(host.deadline())
         host.timed_out(number, number + 1)
-    assert deadlines == [16, 4, 1, 1, 1, 1]
+    assert deadlines == [16, 1, 1, 1, 1, 1]
     assert host.silent
     host.answered()
     assert (host.deadline(), host.silent) == (16, False)
