@@ -81,6 +81,8 @@ class Batch(Record):
     readmits: str | None = None
     settings: dict[str, object]
     """The ingest section of the recipe, fixed when the batch was made."""
+    lang_model: dict[str, str] = {}
+    """The language model of its rows: name, package, version, sha256 of the model's file; empty without one."""
     kept: list[str] = []
     """Input columns that the batch's tables carry as src_<name>: keep_columns with '*' resolved."""
     units: list[UnitRange]
@@ -182,3 +184,41 @@ class Published(Record):
     written_at: str
     made_from: dict[str, str]
     """stage → fingerprint and finished_at of the complete.json it was made from"""
+
+
+class Retraction(Record):
+    """retractions/0001.json: the intent of a withdrawal and, once it is finished, its receipt."""
+
+    retraction: str
+    begun_at: str
+    finished_at: str | None = None
+    """None while there may still be something left to remove."""
+    run: str
+    who: str
+    host: str
+    why: str
+    keep_group: bool
+    """The rest of a withdrawn witness's duplicate group was not withdrawn, but is decided again."""
+    list_sha256: str
+    listed: dict[str, int]
+    """Kind → values of the list; a bare value counts for every kind it may be."""
+    rows: dict[str, dict[str, int]]
+    """Stage's folder → table → rows withdrawn from it."""
+    pdq_unknown: int = 0
+    """ok rows without a stored PDQ hash, which a PDQ list could not be compared with."""
+    decide_again: list[str] = []
+    """uids of the rest of duplicate groups, which stay and go into the next round of `dedupe`."""
+    datasets: list[dict[str, object]] = []
+    """`path`, `shards` rewritten and `samples` withdrawn of every dataset that held some."""
+    tables: dict[str, int] = {}
+    """`before` and `after`: versions of the published tables."""
+    adopted: dict[str, int] = {}
+    """Adopted tar outside ROOT → withdrawn images it still holds: it is its owner's, and was not rewritten."""
+    removed_pages: list[str] = []
+    """Contact sheets and other pages under ROOT, which may have shown withdrawn images: removed."""
+    other_files: list[str] = []
+    """Files under ROOT that are no part of it and were left alone."""
+    bucket_versioned: bool | None = None
+    """The bucket keeps old versions of objects: they are there until its owner removes them. None: cannot be known."""
+    checkpoints: list[str] = []
+    """Checkpoints trained on a dataset that held withdrawn samples."""
