@@ -70,12 +70,15 @@ class Ingest(Section):
     )
     prefilter: dict[str, str] = shapes(
         {},
-        "name → SQL predicate over url, text, n_chars, n_words, lang, lang_score, src_*; a row must pass all",
+        "name → SQL predicate over url, text, text's columns of pairs from n_chars on, src_*; a row must pass all",
     )
     require_text: bool = shapes(True, "rows without text are rejected as missing_text")
     normalise: bool = shapes(False, "caption is text in Unicode NFC with runs of white space as one space")
-    redact: bool = shapes(False, "caption has e-mail addresses and phone numbers replaced")
-    lang_model: Literal["none"] = shapes("none", "language model that fills lang and lang_score")
+    redact: bool = shapes(False, "caption has e-mail addresses and phone numbers replaced by [email] and [phone]")
+    lang_model: Literal["none", "fasttext-176", "lingua"] = shapes(
+        "fasttext-176", "language model that fills lang and lang_score; lingua: slower, better on short text, an extra"
+    )
+    lang_min_score: float = shapes(0.2, "lang is und where the model's score is below this", ge=0, le=1)
 
 
 class PerHost(Section):

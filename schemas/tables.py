@@ -35,8 +35,22 @@ PAIRS: Final = _table(
     *_SOURCE,
     ("n_chars", pa.int32(), "code points in text"),
     ("n_words", pa.int32(), "runs of non-space characters in text"),
-    ("lang", pa.string(), "language of text (null until a language model is set)"),
-    ("lang_score", pa.float32(), "the language model's score"),
+    (
+        "lang",
+        pa.string(),
+        "language of text by ingest.lang_model; und below ingest.lang_min_score; null without a model",
+    ),
+    ("lang_score", pa.float32(), "the language model's score of its first answer, 0 to 1"),
+    ("repetition", pa.float32(), "share of words that repeat an earlier word of the text, letter case aside (CC12M)"),
+    ("repeated_trigrams", pa.float32(), "share of word trigrams that repeat an earlier one of the text"),
+    (
+        "has_boilerplate",
+        pa.bool_(),
+        "text is a file's or camera's name or says no more than image, or click to enlarge",
+    ),
+    ("has_url", pa.bool_(), "text holds a URL or a host name"),
+    ("has_email", pa.bool_(), "text holds an e-mail address; ingest.redact replaces it in caption"),
+    ("has_phone", pa.bool_(), "text holds a phone number; ingest.redact replaces it in caption"),
 )
 
 REJECTS: Final = _table(
@@ -106,7 +120,7 @@ HASHES: Final = _table(
     ("pdq", pa.string(), "PDQ hash, 64 hex digits"),
     ("pdq_quality", pa.int32(), "PDQ quality, 0 to 100"),
     ("colour", pa.string(), "4 x 4 mean colours in CIE L*a*b*, 96 hex digits, row by row"),
-    ("forms", pa.string(), "PDQ hashes of the seven other rotations and reflections; null unless dedupe.dihedral"),
+    ("pdq_forms", pa.string(), "PDQ hashes of the seven other rotations and reflections; null unless dedupe.dihedral"),
 )
 
 DUPLICATES: Final = _table(

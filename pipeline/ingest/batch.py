@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from pipeline.errors import InputError, StoreError
 from pipeline.ingest.cut import cut_units
+from pipeline.ingest.language import identity
 from pipeline.ingest.passes import run_pass
 from pipeline.ingest.prefilter import Prefilter
 from pipeline.ingest.scan import PieceReader, Scan, fold, plan_pieces
@@ -139,9 +140,15 @@ SMALL_BYTES = 64 * 1024 * 1024
 
 
 def record_batch(store: Store, scan: Scan, scratch: str, batch: Batch) -> Batch:
-    """Cut the units and create the batch's record. Raises InputError for a prefilter that cannot be used."""
-    Prefilter(Ingest.model_validate(batch.settings).prefilter, batch.kept)
-    batch = batch.model_copy(update={"units": cut_units(batch.batch, scan.reader(store), batch.rows)})
+    """Cut the units and create the batch's record.
+
+    Raises InputError for a prefilter or a language model that cannot be used.
+    """
+    settings = Ingest.model_validate(batch.settings)
+    Prefilter(settings.prefilter, batch.kept)
+    lang_model = identity(settings.lang_model)
+    units = cut_units(batch.batch, scan.reader(store), batch.rows)
+    batch = batch.model_copy(update={"units": units, "lang_model": lang_model})
     if not store.create(f"batches/{batch.batch}.json", batch.to_bytes()):
         raise StoreError(f"output {store.uri}: another run has made batch {batch.batch} meanwhile; run again")
     log.info("batch %s: %d rows in %d units", batch.batch, batch.rows, len(batch.units))

@@ -8,8 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.ingest.normalise import make_caption, text_statistics
+from pipeline.ingest.describe import TextDescriber
 from pipeline.ingest.prefilter import Prefilter
+from pipeline.ingest.text import make_caption
 from schemas.recipe import Ingest
 from schemas.statuses import STATUS_OF
 from schemas.tables import PAIRS, REJECTS
@@ -43,13 +44,15 @@ class Judge:
     """The rules of one batch. `sources` are its files' paths by index; `untexted` those whose rows need no text."""
 
     def __init__(
-        self, batch: str, settings: Ingest, kept: list[str], sources: list[str], untexted: Iterable[int]
-    ) -> None:
+        self, batch: str, settings: Ingest, kept: list[str], sources: list[str], untexted: Iterable[int],
+        describe: TextDescriber,
+    ) -> None:  # fmt: skip
         self._batch = batch
         self._settings = settings
         self._kept = kept
         self._sources = pa.array(sources, pa.large_string())
         self._untexted = pa.array(sorted(untexted), pa.int32())
+        self._describe = describe
         self._prefilter = Prefilter(settings.prefilter, kept)
 
     def __call__(self, located: pa.Table, earlier: Iterable[Kept]) -> Judged:
@@ -89,7 +92,6 @@ class Judge:
         """Every column of pairs that a row has by itself, and `file`."""
         count = len(located)
         text = pc.fill_null(located["text"].combine_chunks(), "")
-        n_chars, n_words = text_statistics(text)
         columns = {
             "file": located["file"],
             "source": self._sources.take(located["file"].combine_chunks()),
@@ -99,10 +101,7 @@ class Judge:
             "text": text,
             "text_repaired": located["repaired"],
             "fetch_url": located["fetch_url"],
-            "n_chars": n_chars,
-            "n_words": n_words,
-            "lang": pa.nulls(count, pa.string()),
-            "lang_score": pa.nulls(count, pa.float32()),
+            **self._describe(text),
         }
         for name in (f"src_{name}" for name in self._kept):
             there = name in located.column_names

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import StoreError
 from pipeline.ingest.batch import load_batches
 from pipeline.ingest.cut import range_ends
+from pipeline.ingest.describe import describer_of
 from pipeline.ingest.judge import Judge, Judged, Kept
 from pipeline.ingest.partition import in_range
 from pipeline.ingest.scan import Scan
@@ -80,10 +81,12 @@ class UnitJudge:
 
 
 def judge_of(batch: Batch) -> Judge:
-    """The judge of a batch's rows. Raises InputError if its prefilter cannot be used."""
+    """The judge of a batch's rows. Raises InputError if its prefilter or its language model cannot be used."""
     settings = Ingest.model_validate(batch.settings)
     untexted = [index for index, file in enumerate(batch.files) if file.format == "txt" or not settings.caption_col]
-    return Judge(batch.batch, settings, batch.kept, [file.source for file in batch.files], untexted)
+    return Judge(
+        batch.batch, settings, batch.kept, [file.source for file in batch.files], untexted, describer_of(batch)
+    )
 
 
 def commit(store: Store, folder: StageFolder, attempt: Attempt, judged: Judged, input_digest: str) -> UnitRecord:

@@ -1,14 +1,12 @@
-"""URLs as fetched, keys by which units are cut, text statistics, and captions."""
+"""URLs as fetched, and keys by which units are cut."""
 
 import hashlib
 import re
-import unicodedata
 from typing import NamedTuple
 
 import can_ada
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 
 class Fetchable(NamedTuple):
@@ -110,30 +108,3 @@ def located(rows: pa.Table) -> pa.Table:
     rows = rows.append_column("fetch_url", pa.array(fetch, pa.large_string()))
     rows = rows.append_column("hi", pa.array(numbers[:, 0], mask=~usable))
     return rows.append_column("lo", pa.array(numbers[:, 1], mask=~usable))
-
-
-_SPACE = "\t\n\v\f\r\x1c\x1d\x1e\x1f \x85\xa0 \u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
-"""White space as str.split() has it."""
-_WORD = f"[^{_SPACE}]+"
-
-
-def text_statistics(text: pa.Array) -> tuple[pa.Array, pa.Array]:
-    """Code points, and runs of characters that are no white space (len(text.split())), as int32."""
-    words = pc.count_substring_regex(text, pattern=_WORD)
-    return pc.utf8_length(text).cast(pa.int32()), words.cast(pa.int32())
-
-
-_EMAIL = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
-_PHONE = re.compile(
-    r"(?<![\w.])(?:\+\d[\d\s().-]{6,18}\d|\(\d{2,5}\)[\s.-]?\d{3,4}[\s.-]?\d{3,4}|\d{3}[\s.-]\d{3}[\s.-]\d{4})(?!\w)"
-)
-
-
-def make_caption(text: str, normalise: bool, redact: bool) -> str:
-    """What trains: the text in NFC with runs of white space as one space, and e-mail addresses and phone numbers
-    (international, or North American in groups) as [email] and [phone], each if asked for."""
-    if normalise:
-        text = " ".join(unicodedata.normalize("NFC", text).split())
-    if redact:
-        text = _PHONE.sub("[phone]", _EMAIL.sub("[email]", text))
-    return text

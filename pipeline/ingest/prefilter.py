@@ -4,15 +4,13 @@ import duckdb
 import pyarrow as pa
 
 from pipeline.errors import InputError
+from schemas.tables import PAIRS
 
 COLUMNS = pa.schema(
     [
         ("url", pa.large_string()),
         ("text", pa.large_string()),
-        ("n_chars", pa.int32()),
-        ("n_words", pa.int32()),
-        ("lang", pa.string()),
-        ("lang_score", pa.float32()),
+        *(PAIRS.field(name).remove_metadata() for name in PAIRS.names[PAIRS.names.index("n_chars") :]),
     ]
 )
 """What a predicate may name, beside src_<name> of kept columns."""

@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import InputError
 from pipeline.ingest.batch import ingest_folder, next_name, record_batch, scratch_of_batch
+from pipeline.ingest.describe import TextDescriber, describer_of
 from pipeline.ingest.judging import rejected
-from pipeline.ingest.normalise import located, text_statistics
+from pipeline.ingest.normalise import located
 from pipeline.ingest.partition import write_parts
 from pipeline.ingest.prefilter import Prefilter
 from pipeline.ingest.scan import Scan
@@ -53,7 +54,8 @@ def make_readmitting(store: Store, recipe: Recipe, known: Sequence[Batch], name:
 def scan_rejects(store: Store, recipe: Recipe, batch: Batch, old: Batch, scratch: str) -> Scan:
     """Pass A of a readmitting batch: the admitted rows of the old batch's rejects, as parts."""
     folder = ingest_folder(store, recipe)
-    prefilter = Prefilter(Ingest.model_validate(batch.settings).prefilter, batch.kept)
+    settings = Ingest.model_validate(batch.settings)
+    prefilter, describe = Prefilter(settings.prefilter, batch.kept), TextDescriber(settings)
     generations = folder.generations()
     index = {file.source: number for number, file in enumerate(batch.files)}
 
@@ -63,7 +65,7 @@ def scan_rejects(store: Store, recipe: Recipe, batch: Batch, old: Batch, scratch
             if not record.counts.get("rejected", {}).get("text_rule"):
                 continue
             rejects = read_rejects(store, folder, record)
-            rows = rejects.filter(pa.array(admitted(rejects, prefilter)))
+            rows = rejects.filter(pa.array(admitted(rejects, prefilter, describe)))
             if len(rows):
                 yield _as_read(rows, index)
 
@@ -79,17 +81,15 @@ def read_rejects(store: Store, folder: StageFolder, record: UnitRecord) -> pa.Ta
     return pa.concat_tables(pq.read_table(f"{root}/{folder.base}/{path}", filesystem=filesystem) for path in paths)
 
 
-def admitted(rejects: pa.Table, prefilter: Prefilter) -> np.ndarray:
+def admitted(rejects: pa.Table, prefilter: Prefilter, describe: TextDescriber) -> np.ndarray:
     """Mask of the rejects that were rejected as text_rule and pass the prefilter."""
     mask: np.ndarray = pc.equal(rejects["reason"], "text_rule").to_numpy().astype(bool)
     rows = rejects.filter(pa.array(mask))
     if not len(rows):
         return mask
     text = pc.fill_null(rows["text"].combine_chunks(), "")
-    n_chars, n_words = text_statistics(text)
     described = {
-        "url": rows["url"], "text": text, "n_chars": n_chars, "n_words": n_words,
-        "lang": pa.nulls(len(rows), pa.string()), "lang_score": pa.nulls(len(rows), pa.float32()),
+        "url": rows["url"], "text": text, **describe(text),
         **{name: rows[name] for name in rows.column_names if name.startswith("src_")},
     }  # fmt: skip
     mask[mask] = [rule is None for rule in prefilter.failing(pa.table(described))]
@@ -124,11 +124,14 @@ def release(store: Store, folder: StageFolder, batches: Sequence[Batch], old: Ba
     records = [folder.record(unit.unit, generations[unit.unit]) for unit in old.units]
     if sum(record.rows for record in records) == old.rows - sum(batch.rows for batch in readmitting):
         return
-    prefilters = [Prefilter(Ingest.model_validate(b.settings).prefilter, b.kept) for b in readmitting]
+    rules = [
+        (Prefilter(Ingest.model_validate(batch.settings).prefilter, batch.kept), describer_of(batch))
+        for batch in readmitting
+    ]
     for record in records:
         if record.counts.get("rejected", {}).get("text_rule"):
             rejects = read_rejects(store, folder, record)
-            taken = np.any([admitted(rejects, prefilter) for prefilter in prefilters], axis=0)
+            taken = np.any([admitted(rejects, prefilter, describe) for prefilter, describe in rules], axis=0)
             if taken.any():
                 _commit_rest(store, folder, record, rejects.filter(pa.array(~taken)), run)
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import InputError
+from pipeline.ingest.describe import TextDescriber
 from pipeline.ingest.judge import Judge, Judged, Kept, uid_of
 from pipeline.ingest.normalise import located, normalise_url
 from pipeline.ingest.prefilter import Prefilter
@@ -39,7 +40,9 @@ def unit(rows: list[Given], reasons: dict[int, str] | None = None, files: list[i
 
 def judge(rows: pa.Table, earlier: list[Kept] | None = None, untexted: tuple[int, ...] = (), **ingest: Any) -> Judged:
     settings_ = Ingest(**ingest)
-    return Judge("0002", settings_, settings_.keep_columns, ["/a.csv", "/b.csv"], untexted)(rows, earlier or [])
+    sources = ["/a.csv", "/b.csv"]
+    found = Judge("0002", settings_, settings_.keep_columns, sources, untexted, TextDescriber(settings_))
+    return found(rows, earlier or [])
 
 
 def outcomes(judged: Judged) -> dict[int, str]:
@@ -150,9 +153,8 @@ def described(texts: list[str]) -> pa.Table:
     count = len(texts)
     return pa.table(
         {
-            "url": ["http://a/"] * count, "text": texts, "n_chars": pa.array(map(len, texts), pa.int32()),
-            "n_words": pa.array([len(text.split()) for text in texts], pa.int32()),
-            "lang": pa.nulls(count, pa.string()), "lang_score": pa.nulls(count, pa.float32()),
+            "url": ["http://a/"] * count, "text": texts,
+            **TextDescriber(Ingest(lang_model="none"))(pa.array(texts, pa.large_string())),
             "src_w": pa.array(["12", "x", None][:count], pa.large_string()),
         }
     )  # fmt: skip

@@ -1,7 +1,6 @@
 """URLs as fetched, keys, text statistics and captions."""
 
 import hashlib
-import unicodedata
 
 import can_ada
 import pyarrow as pa
@@ -13,9 +12,7 @@ from pipeline.ingest.normalise import (
     Fetchable,
     Unfetchable,
     located,
-    make_caption,
     normalise_url,
-    text_statistics,
 )
 
 
@@ -128,29 +125,3 @@ def test_keys_are_the_hashes_of_host_and_url() -> None:
     }
     assert table["hi"][2] == table["hi"][0], "a host's ports are one host"
     assert [table[name][1].as_py() for name in ("fetch_url", "hi", "lo", "reason")] == [None, None, None, "bad_url"]
-
-
-@given(st.text())
-def test_text_statistics_are_python_s(text: str) -> None:
-    n_chars, n_words = text_statistics(pa.array([text], pa.large_string()))
-    assert (n_chars[0].as_py(), n_words[0].as_py()) == (len(text), len(text.split()))
-
-
-@given(st.text())
-def test_a_caption_is_the_text_unless_asked(text: str) -> None:
-    assert make_caption(text, normalise=False, redact=False) == text
-    assert make_caption(text, normalise=True, redact=False) == " ".join(unicodedata.normalize("NFC", text).split())
-
-
-@pytest.mark.parametrize(
-    ("text", "caption"),
-    [
-        ("write to a.b+c@mail.example.co.uk now", "write to [email] now"),
-        ("call +44 20 7946 0958 or (555) 123-4567", "call [phone] or [phone]"),
-        ("call 555-123-4567", "call [phone]"),
-        ("shot on 2019-01-02 at 1920x1080, f/2.8, ISBN 9783161484100", None),
-        ("room 1234 @ home", None),
-    ],
-)
-def test_redaction_replaces_addresses_and_numbers(text: str, caption: str | None) -> None:
-    assert make_caption(text, normalise=False, redact=True) == (caption or text)
