@@ -118,8 +118,25 @@ class S3Bucket:
             return self._ask(call, _FORGOTTEN) is not None
         except BaseException:
             with contextlib.suppress(OSError):  # left there it costs storage, though no reader sees it
-                self._ask(partial(self._client.abort_multipart_upload, **where), _FORGOTTEN)
+                self.abort(key, where["UploadId"])
             raise
+
+    def abort(self, key: str, upload: str) -> None:
+        call = partial(self._client.abort_multipart_upload, Bucket=self.name, Key=key, UploadId=upload)
+        self._ask(call, _FORGOTTEN)
+
+    def uploads(self, prefix: str) -> Iterator[tuple[str, str, int]]:
+        """(key, upload id, bytes so far) of every upload under way below a prefix, or left by a killed process."""
+        token: Any = {}
+        while token is not None:
+            page = self._must(partial(self._client.list_multipart_uploads, Bucket=self.name, Prefix=prefix, **token))
+            for upload in page.get("Uploads", []):
+                where: Any = {"Bucket": self.name, "Key": upload["Key"], "UploadId": upload["UploadId"]}
+                parts: Any = self._ask(partial(self._client.list_parts, **where), _FORGOTTEN) or {}
+                yield upload["Key"], upload["UploadId"], sum(part["Size"] for part in parts.get("Parts", []))
+            token = {
+                "KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]
+            } if page.get("IsTruncated") else None  # fmt: skip
 
     def list(self, prefix: str) -> Iterator[tuple[str, int]]:
         for page in self._pages(Prefix=prefix):

@@ -67,6 +67,12 @@ class Store(Protocol):
     def delete(self, path: str, etag: str | None = None) -> bool:
         """Remove the file if it is there and, given an ETag, only if it still has it; False if it has another."""
 
+    def unfinished(self) -> list[Entry]:
+        """What killed writers left that is no file yet (scratch, uploads); only for the holder of the lease."""
+
+    def discard(self, path: str) -> None:
+        """Remove one thing that `unfinished` named."""
+
     def scratch(self) -> Path:
         """A new empty folder on local disk, cheap to publish from."""
 
@@ -227,16 +233,28 @@ class LocalStore:
         return pafs.LocalFileSystem(), self.uri
 
     def clear_scratch(self) -> None:
-        """Remove what killed runs left unfinished; only for the holder of the lease.
+        """Remove what killed runs left unfinished; only for the holder of the lease."""
+        for entry in self.unfinished():
+            self.discard(entry.path)
 
-        Files of the last minute stay: other runs that ask for the lease write some too.
-        """
+    def unfinished(self) -> list[Entry]:
+        found = []
         with contextlib.suppress(FileNotFoundError):
             for entry in os.scandir(self._tmp):
-                if entry.is_dir(follow_symlinks=False):
-                    shutil.rmtree(entry.path, ignore_errors=True)
-                elif entry.name != _LOCK and time.time() - entry.stat().st_mtime > 60:
-                    Path(entry.path).unlink(missing_ok=True)
+                with contextlib.suppress(FileNotFoundError):
+                    if entry.is_dir(follow_symlinks=False):
+                        inside = (path.lstat().st_size for path in Path(entry.path).rglob("*") if path.is_file())
+                        found.append(Entry(f"{self._tmp.name}/{entry.name}", sum(inside)))
+                    elif entry.name != _LOCK and time.time() - entry.stat().st_mtime > 60:
+                        # Younger ones may be those of other runs, which ask for the lease.
+                        found.append(Entry(f"{self._tmp.name}/{entry.name}", entry.stat().st_size))
+        return sorted(found)
+
+    def discard(self, path: str) -> None:
+        if (self.root / path).is_dir():
+            shutil.rmtree(self.root / path, ignore_errors=True)
+        else:
+            (self.root / path).unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def _temporary(self) -> Iterator[Path]:
@@ -336,6 +354,16 @@ class S3Store:
 
     def delete(self, path: str, etag: str | None = None) -> bool:
         return self._bucket.delete(self._key(path), etag)
+
+    def unfinished(self) -> list[Entry]:
+        cut = len(self._prefix) + 1 if self._prefix else 0
+        return sorted(
+            Entry(f"{key[cut:]}?uploadId={name}", size) for key, name, size in self._bucket.uploads(self._folder(""))
+        )
+
+    def discard(self, path: str) -> None:
+        path, _, upload = path.rpartition("?uploadId=")
+        self._bucket.abort(self._key(path), upload)
 
     def scratch(self) -> Path:
         _clear_dead_scratch()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pipeline.errors import LeaseLostError
 from pipeline.faults import fault_point
-from pipeline.storage import Store
+from pipeline.storage import Entry, Store
 from schemas.records import Complete, Counts, FileEntry, UnitRecord, now
 
 MAX_LONE_DEATHS = 5
@@ -187,16 +187,23 @@ class StageFolder:
         return winner
 
     def sweep(self) -> int:
-        """Remove the files of killed and beaten attempts; returns how many.
+        """Remove the files of killed and beaten attempts; returns how many."""
+        left = self.leftovers()
+        for path, _ in left:
+            self.store.delete(path)
+        return len(left)
 
-        A file goes only where the record of its own unit and generation exists and neither that record nor the
+    def leftovers(self) -> list[Entry]:
+        """The files of killed and beaten attempts.
+
+        A file is one only where the record of its own unit and generation exists and neither that record nor the
         unit's current one names it: so never one whose attempt may still commit.
         """
-        files: dict[tuple[str, int], list[str]] = {}
-        for path, _ in self.store.files(self.base):
-            inside = path.removeprefix(f"{self.base}/")
+        files: dict[tuple[str, int], list[Entry]] = {}
+        for entry in self.store.files(self.base):
+            inside = entry.path.removeprefix(f"{self.base}/")
             if not inside.startswith(("units/", "attempts/")) and (match := _FILE.search(f"/{inside}")):
-                files.setdefault((match["unit"], int(match["generation"])), []).append(inside)
+                files.setdefault((match["unit"], int(match["generation"])), []).append(entry)
         committed = {(match["unit"], int(match["generation"])) for match in self._names("units", _RECORD)}
         current: dict[str, int] = {}
         for unit, generation in committed:
@@ -204,14 +211,11 @@ class StageFolder:
         due = files.keys() & committed
         named: dict[str, set[str]] = {}
         for record in self._read(sorted(due | {(unit, current[unit]) for unit, _ in due})):
-            named.setdefault(record.unit, set()).update(entry.path for entry in record.files)
-        removed = 0
-        for unit, generation in due:
-            for path in files[unit, generation]:
-                if path not in named[unit]:
-                    self.store.delete(f"{self.base}/{path}")
-                    removed += 1
-        return removed
+            named.setdefault(record.unit, set()).update(f"{self.base}/{entry.path}" for entry in record.files)
+        found = (
+            entry for unit, generation in due for entry in files[unit, generation] if entry.path not in named[unit]
+        )
+        return sorted(found)
 
     def completed(self) -> Complete | None:
         tagged = self.store.read_tagged(f"{self.base}/complete.json")
