@@ -155,6 +155,14 @@ class S3Bucket:
             yield page
             token = {"ContinuationToken": page["NextContinuationToken"]} if page["IsTruncated"] else None
 
+    def versioned(self) -> bool | None:
+        """Whether the bucket keeps old versions of objects; None where we may not ask."""
+        try:
+            answer = self._must(partial(self._client.get_bucket_versioning, Bucket=self.name))
+        except StoreError:
+            return None
+        return answer.get("Status") in ("Enabled", "Suspended")
+
     def arrow(self) -> pafs.FileSystem:
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
         return pafs.S3FileSystem(

@@ -73,6 +73,9 @@ class Store(Protocol):
     def discard(self, path: str) -> None:
         """Remove one thing that `unfinished` named."""
 
+    def versioned(self) -> bool | None:
+        """Whether removed and replaced files are kept as old versions; None where that cannot be known."""
+
     def scratch(self) -> Path:
         """A new empty folder on local disk, cheap to publish from."""
 
@@ -212,6 +215,9 @@ class LocalStore:
                 return False
             (self.root / path).unlink(missing_ok=True)
             return True
+
+    def versioned(self) -> bool | None:
+        return False
 
     def scratch(self) -> Path:
         _make(self._tmp)
@@ -364,6 +370,9 @@ class S3Store:
     def discard(self, path: str) -> None:
         path, _, upload = path.rpartition("?uploadId=")
         self._bucket.abort(self._key(path), upload)
+
+    def versioned(self) -> bool | None:
+        return self._bucket.versioned()
 
     def scratch(self) -> Path:
         _clear_dead_scratch()

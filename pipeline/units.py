@@ -233,13 +233,7 @@ class StageFolder:
         path = f"{self.base}/complete.json"
         tagged = self.store.read_tagged(path)
         before = Complete.model_validate_json(tagged[0]) if tagged else None
-        rows = files = 0
-        counts: Counter[tuple[str, str]] = Counter()
-        for record in records.values() if isinstance(records, Mapping) else records:
-            rows += record.rows
-            files += len(record.files)
-            _add(counts, record.counts)
-        content = {"rows": rows, "counts": _nested(counts), "files": files, "batches": batches}
+        content = _folded(records.values() if isinstance(records, Mapping) else records, batches)
         same = before is not None and before.model_dump(exclude={"finished_at"}) == content
         if same and before is not None and (latest is None or before.finished_at > latest):
             return False
@@ -252,6 +246,28 @@ class StageFolder:
         if not done:
             raise LeaseLostError(f"{self.store.uri}/{path}: another run has just written it; this run stops")
         return True
+
+    def recount(self, records: Iterable[UnitRecord]) -> None:
+        """Fold the records into complete.json again, as of the time it was finished: what is current stays current."""
+        path = f"{self.base}/complete.json"
+        tagged = self.store.read_tagged(path)
+        if tagged is None:
+            return
+        before = Complete.model_validate_json(tagged[0])
+        content = {**_folded(records, before.batches), "finished_at": before.finished_at}
+        if not self.store.swap(path, Complete.model_validate(content).to_bytes(), tagged[1]):
+            raise LeaseLostError(f"{self.store.uri}/{path}: another run has just written it; this run stops")
+
+
+def _folded(records: Iterable[UnitRecord], batches: list[str]) -> dict[str, object]:
+    """What complete.json says of the records."""
+    rows = files = 0
+    counts: Counter[tuple[str, str]] = Counter()
+    for record in records:
+        rows += record.rows
+        files += len(record.files)
+        _add(counts, record.counts)
+    return {"rows": rows, "counts": _nested(counts), "files": files, "batches": batches}
 
 
 def _after(latest: str | None) -> str:

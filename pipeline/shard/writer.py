@@ -48,7 +48,7 @@ def write_shard(rows: pa.Table, shard: int, recipe: Recipe, pool: PoolReader, fo
         _write_parquet(table, rows, recipe.download.encode_format, pool, parquet, unit)
     else:
         samples = _samples(table, rows, pool, unit)
-        outputs += (_write_tar if form == "webdataset" else _write_files)(samples, folder, name, len(keys))
+        outputs += (write_tar if form == "webdataset" else write_files)(samples, folder, name, len(keys))
         pq.write_table(table, parquet, compression="zstd")
     stats = folder / f"{name}_stats.json"
     stats.write_text(json.dumps(stats_of(rows), indent=4))
@@ -112,7 +112,8 @@ def _samples(table: pa.Table, rows: pa.Table, pool: PoolReader, unit: str) -> It
         fault_point("mid-shard", unit)
 
 
-def _write_tar(samples: Iterator[Sample], folder: Path, name: str, count: int) -> list[Output]:
+def write_tar(samples: Iterator[Sample], folder: Path, name: str, count: int) -> list[Output]:
+    """S.tar of the samples, which are `count`, in the local folder."""
     local = folder / f"{name}.tar"
     with local.open("wb", buffering=1 << 20) as file:
         for key, extension, image, described, caption in samples:
@@ -123,7 +124,8 @@ def _write_tar(samples: Iterator[Sample], folder: Path, name: str, count: int) -
     return [Output("tar", local, count, f"dataset/{local.name}")]
 
 
-def _write_files(samples: Iterator[Sample], folder: Path, name: str, count: int) -> list[Output]:
+def write_files(samples: Iterator[Sample], folder: Path, name: str, count: int) -> list[Output]:
+    """The samples, which are `count`, as loose files in a local folder S; in the order of their keys."""
     outputs = []
     (folder / name).mkdir()
     for key, *members in _named(samples):
