@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.dedupe.hashes import COLOUR_BYTES, FORMS, GRID, PDQ_BYTES, turn
+from pipeline.dedupe.hashes import COLOUR_BYTES, FORMS, PDQ_BYTES, turned_colours
 from pipeline.dedupe.search import MIN_QUALITY, RADIUS, Flags, Index, Points, deal, distances
 from pipeline.dedupe.witness import kept_witnesses
 from pipeline.errors import InputError
@@ -110,7 +110,7 @@ def rank_order(table: pa.Table, rank: list[str]) -> Index:
 
 def same_bytes(table: pa.Table, order: Index, scope: str) -> Index:
     """By rank: the first row with the same sha256 (and text, with scope `pair`); itself where sha256 is null."""
-    ranks = np.flatnonzero(_valid(table["sha256"])[order])
+    ranks = np.flatnonzero(valid(table["sha256"])[order])
     words = fixed(table["sha256"], 32)[order[ranks]].view(np.uint64)
     if scope == "pair":
         words = np.concatenate([words, fixed(table["text"], 16)[order[ranks]].view(np.uint64)], axis=1)
@@ -142,7 +142,7 @@ def first_equal(words: npt.NDArray[np.uint64]) -> Index:
 def points_of(table: pa.Table, order: Index, compete: Flags, scope: str) -> Points:
     """The hashes of the rows that compete (by rank) and can be compared: present, and of quality MIN_QUALITY."""
     clear = table["pdq_quality"].fill_null(0).to_numpy() >= MIN_QUALITY
-    ranks = np.flatnonzero((clear & _valid(table["pdq"]) & _valid(table["colour"]))[order] & compete)
+    ranks = np.flatnonzero((clear & valid(table["pdq"]) & valid(table["colour"]))[order] & compete)
     chosen = order[ranks]
     words = deal(fixed(table["pdq"], PDQ_BYTES)[chosen])
     colours = fixed(table["colour"], COLOUR_BYTES)[chosen]
@@ -156,9 +156,8 @@ def _with_forms(points: Points, table: pa.Table, chosen: Index) -> Points:
     """Each row eight times: as it is, and turned."""
     turned = fixed(table["pdq_forms"], (FORMS - 1) * PDQ_BYTES)[chosen].reshape(-1, FORMS - 1, PDQ_BYTES)
     words = np.concatenate([points.words[:, None], deal(turned.reshape(-1, PDQ_BYTES)).reshape(-1, FORMS - 1, 4)], 1)
-    cells = points.colours.reshape(-1, GRID, GRID, 3).transpose(1, 2, 0, 3)
-    colours = np.stack([turn(cells, form).transpose(2, 0, 1, 3) for form in range(FORMS)], 1)
-    present = np.repeat(_valid(table["pdq_forms"])[chosen][:, None], FORMS, 1)
+    colours = turned_colours(points.colours)
+    present = np.repeat(valid(table["pdq_forms"])[chosen][:, None], FORMS, 1)
     present[:, 0] = True
     there = np.flatnonzero(present)
     row = np.repeat(points.row, FORMS)[there]
@@ -198,13 +197,13 @@ def _apart(table: pa.Table, gone: Index, witness: Index) -> npt.NDArray[np.int32
     nearest = distances(hashes[gone].view(np.uint64), hashes[witness].view(np.uint64))
     if "pdq_forms" in table.column_names:
         turned = fixed(table["pdq_forms"], (FORMS - 1) * PDQ_BYTES).reshape(-1, FORMS - 1, PDQ_BYTES)
-        valid = _valid(table["pdq_forms"])
+        there = valid(table["pdq_forms"])
         for form in range(FORMS - 1):
             for own, other in ((gone, witness), (witness, gone)):
                 apart = distances(
                     hashes[own].view(np.uint64), np.ascontiguousarray(turned[other, form]).view(np.uint64)
                 )
-                nearest = np.where(valid[other], np.minimum(nearest, apart), nearest)
+                nearest = np.where(there[other], np.minimum(nearest, apart), nearest)
     return nearest.astype(np.int32)
 
 
@@ -227,7 +226,8 @@ def hexadecimal(values: npt.NDArray[np.uint8]) -> pa.Array:
     return array.cast(pa.string())
 
 
-def _valid(column: pa.ChunkedArray) -> npt.NDArray[np.bool_]:
+def valid(column: pa.ChunkedArray) -> Flags:
+    """Which rows are not null."""
     return np.asarray(column.is_valid().to_numpy())
 
 

@@ -72,6 +72,13 @@ def turn(square: npt.NDArray[Any], form: int) -> npt.NDArray[Any]:
     return np.rot90(square.swapaxes(0, 1) if form >= 4 else square, form % 4)
 
 
+def turned_colours(colours: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Signatures [n, 48] as those of all forms: [n, 8, 48]."""
+    cells = colours.reshape(-1, GRID, GRID, 3).transpose(1, 2, 0, 3)
+    forms = [turn(cells, form).transpose(2, 0, 1, 3).reshape(-1, COLOUR_BYTES) for form in range(FORMS)]
+    return np.stack(forms, axis=1)
+
+
 def _hex(vector: npt.NDArray[np.int64]) -> str:
     return np.packbits(vector.astype(np.uint8)).tobytes().hex()
 

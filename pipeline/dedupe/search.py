@@ -29,6 +29,9 @@ copies (JPEG 30 to 75, WebP, resized, blurred, 1% cropped, captioned) stay withi
 PDQ takes for one image it parts 92% that differ in skin tone and 97% of flags (the rest: skiers, whose skin is a few
 pixels; flags drawn alike)."""
 SMALL: Final = 1024
+WHOLE: Final = 1 << 26
+"""Pairs of two sets that are simply compared."""
+_BLOCK: Final = 1 << 16
 STEPS: Final = 512
 """Rows of a bucket that each row is compared with before the bucket counts as hot and is split."""
 SPLIT_BITS: Final = 12
@@ -95,9 +98,9 @@ class Effort:
 def deal(hashes: npt.NDArray[np.uint8]) -> Words:
     """Hashes [n, 32] with their bits in the order of the tables, as words [n, 4]. Distances stay what they are."""
     dealt = np.empty((len(hashes), 32), np.uint8)
-    for start in range(0, len(hashes), 1 << 18):
-        part = np.unpackbits(hashes[start : start + (1 << 18)], axis=1)
-        dealt[start : start + len(part)] = np.packbits(part[:, DEAL], axis=1)
+    for start in range(0, len(hashes), 1 << 14):  # in cache: ten times as fast as at once
+        bits = np.unpackbits(hashes[start : start + (1 << 14)], axis=1)
+        dealt[start : start + len(bits)] = np.packbits(np.take(bits, DEAL, axis=1, mode="clip"), axis=1)
     return dealt.view(np.uint64)
 
 
@@ -172,7 +175,7 @@ class _Work:
         for table in tables:
             place, mask = divmod(table, len(MASKS))
             keys = (words[:, place] & np.uint32(MASKS[mask])) ^ spread
-            chosen = _sharing(keys, asking) if few else np.arange(len(keys))
+            chosen = _sharing(keys, keys[asking]) if few else np.arange(len(keys))
             self._bucketed(keys[chosen] if few else keys, chosen, (place + 1) % GROUPS)
 
     def _bucketed(self, keys: npt.NDArray[Any], chosen: Index, finer: int | None) -> None:
@@ -243,9 +246,40 @@ class _Work:
         self.effort.skipped += max(0, unmet - (self.effort.compared - before))
 
 
-def _sharing(keys: npt.NDArray[np.uint32], asking: Flags) -> Index:
-    """Positions whose key an asking position has too, and a few more."""
-    slots = (keys * np.uint32(0x85EBCA6B)) >> np.uint32(8)
+def _sharing(keys: npt.NDArray[np.uint32], sought: npt.NDArray[np.uint32]) -> Index:
+    """Positions whose key is among those sought, and a few more."""
     wanted = np.zeros(1 << 24, np.bool_)
-    wanted[slots[asking]] = True
-    return np.flatnonzero(wanted[slots])
+    wanted[_slots(sought)] = True
+    return np.flatnonzero(wanted[_slots(keys)])
+
+
+def _slots(keys: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
+    return (keys * np.uint32(0x85EBCA6B)) >> np.uint32(8)
+
+
+def matches(few: Words, many: Words, radius: int) -> tuple[Index, Index]:
+    """Every pair (position in `few`, position in `many`) within the radius, sorted; both as `deal` gives them."""
+    if len(few) * len(many) <= WHOLE:
+        hits = [np.flatnonzero(distances(many, one[None]) <= radius) for one in few]
+        position = np.repeat(np.arange(len(few)), [len(hit) for hit in hits])
+        return position, np.concatenate([np.empty(0, np.int64), *hits])
+    codes = [np.empty(0, np.int64)]
+    for place in range(GROUPS):
+        mine, yours = few.view(np.uint32)[:, place], many.view(np.uint32)[:, place]
+        for mask in MASKS:
+            keys = mine & np.uint32(mask)
+            order = np.argsort(keys)
+            keys = keys[order]
+            other = _sharing(yours & np.uint32(mask), keys)
+            sought = yours[other] & np.uint32(mask)
+            first = np.searchsorted(keys, sought)
+            count = np.searchsorted(keys, sought, "right") - first
+            for start in range(0, len(other), _BLOCK):
+                block = slice(start, start + _BLOCK)
+                pairs = count[block]
+                within = np.arange(pairs.sum()) - np.repeat(np.cumsum(pairs) - pairs, pairs)
+                one, two = order[np.repeat(first[block], pairs) + within], np.repeat(other[block], pairs)
+                near = distances(few[one], many[two]) <= radius
+                codes.append(one[near] * len(many) + two[near])
+    found = np.unique(np.concatenate(codes))
+    return found // len(many), found % len(many)
