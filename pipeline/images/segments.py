@@ -23,6 +23,7 @@ _EXTENDED: Final = b"http://ns.adobe.com/xmp/extension/\0"
 _EXTENDED_HEAD: Final = len(_EXTENDED) + 40
 _PNG_XMP: Final = b"XML:com.adobe.xmp\0"
 _GIF_XMP: Final = b"\x21\xff\x0bXMP DataXMP"
+_GIF_TRAILER: Final = b"\1\xff\xfe\xfd"
 _GIF_C2PA: Final = b"\x21\xff\x0bC2PA_GIF\x01\x00\x00"
 _BMFF_XMP: Final = bytes.fromhex("be7acfcb97a942e89c71999491e3afac")
 _BMFF_C2PA: Final = bytes.fromhex("d8fec3d61b0e483c92975828877ec481")
@@ -97,7 +98,7 @@ def _webp(data: bytes) -> Iterator[Segment]:
 def _gif(data: bytes) -> Iterator[Segment]:
     if (at := data.find(_GIF_XMP)) >= 0:
         # XMP lies there as it is; its trailer lets readers of sub-blocks come out at the end.
-        yield "xmp", data[at + 14 : skip_blocks(data, at + 14)]
+        yield "xmp", data[at + 14 : skip_blocks(data, at + 14)].partition(_GIF_TRAILER)[0]
     if (at := data.find(_GIF_C2PA)) >= 0:
         parts, at = [], at + 14
         while at < len(data) and data[at]:

@@ -5,6 +5,7 @@ older binary records (IIM) have no such field; texts for people (plus:OtherConst
 embedded or linked rights expressions are not read: the property's own values say where they count.
 """
 
+import contextlib
 import re
 from typing import Final
 from xml.parsers import expat
@@ -24,15 +25,14 @@ def data_mining(packet: bytes) -> list[str]:
     A property of that name counts in any namespace, as tools disagree on it. What cannot be parsed (broken XML, a
     document type, more than MAX_PACKET) is searched for the vocabulary's terms: a broken refusal is still one.
     """
-    plain = packet.replace(b"\0", b"") if packet[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in packet[:4] else packet
+    # In these files XMP must be UTF-8; of what is UTF-16 all the same, this leaves the terms.
+    plain = packet.replace(b"\0", b"") if b"\0" in packet[:4] else packet
     if _PROPERTY not in plain:
         return []
     if len(packet) <= MAX_PACKET:
-        reader = _Reader()
-        try:
-            return reader.read(packet.strip(b" \t\r\n\0"))
-        except (expat.ExpatError, ValueError, LookupError):
-            pass
+        with contextlib.suppress(expat.ExpatError, ValueError, LookupError):
+            # What comes after the last tag is padding.
+            return _Reader().read(packet[: packet.rfind(b">") + 1].lstrip())
     return sorted(set(_TERM.findall(plain.decode("ascii", "replace"))))
 
 

@@ -143,12 +143,14 @@ BEHAVIOURS: dict[str, Behaviour] = {
 
 class HostileWeb:
     """Serves one address; path /<behaviour>/… misbehaves so. `robots` is the answer to /robots.txt as raw bytes, or
-    a behaviour. `first` are raw answers given before the behaviour, one a request, robots.txt aside; `greeting` is
+    a behaviour, and `tdmrep` the one to /.well-known/tdmrep.json. `first` are raw answers given before the behaviour,
+    one a request, those two files aside; `greeting` is
     sent on connection. /once resets a connection on which it has served before."""
 
     def __init__(self, address: str = PUBLIC, tls: ssl.SSLContext | None = None) -> None:
         self.address = address
         self.robots: bytes | Behaviour = answer("404 Not Found")
+        self.tdmrep: bytes | Behaviour = answer("404 Not Found")
         self.first: list[bytes] = []
         self.greeting = b""
         self.hits: Counter[str] = Counter()
@@ -198,11 +200,12 @@ class HostileWeb:
         self._active += 1
         self.peak = max(self.peak, self._active)
         try:
-            if target.path == "/robots.txt":
-                if callable(self.robots):
-                    await self.robots(writer, "")
+            if target.path in ("/robots.txt", "/.well-known/tdmrep.json"):
+                file = self.robots if target.path == "/robots.txt" else self.tdmrep
+                if callable(file):
+                    await file(writer, "")
                     return False
-                writer.write(self.robots)
+                writer.write(file)
                 return True
             self.starts.append(time.monotonic())
             if self.first:

@@ -55,6 +55,9 @@ def test_bytes_that_are_not_text_allow_what_they_do_not_disallow() -> None:
         ("User-agent: *\nContent-Usage: train-ai=n\nUser-agent: pairmill\nAllow: /", "/a", []),
         ("User-agent: *\nContent-Usage: /*.png$ train-ai=n", "/a.png", ["train-ai=n"]),
         ("Content-Usage: train-ai=n\nUser-agent: pairmill\nAllow: /", "/a", ["train-ai=n"]),
+        ("User-agent: *\nContent-Usage: /\ttrain-ai=n", "/a", ["train-ai=n"]),
+        ("User-agent: *\nContent-Usage: / train-ai=y\nContent-Usage: /%61rt/ train-ai=n", "/art/a", ["train-ai=n"]),
+        ("User-agent: *\nContent-Usage: /art", "/art", [""]),
     ],
 )
 def test_content_usage_lines_are_read_by_group_and_path(text: str, path: str, found: list[str]) -> None:
