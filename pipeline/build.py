@@ -16,8 +16,10 @@ from importlib.metadata import PackageNotFoundError, version
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from pipeline.check import check_recipe
+from pipeline.check import check_recipe, check_rules, named_contents
 from pipeline.cluster import connect_ahead, job_id, release, shutdown
+from pipeline.dedupe.stage import FEW as FEW_HASHED
+from pipeline.dedupe.stage import hashes_due, needs_hashes, run_dedupe, run_hashes
 from pipeline.download.stage import retry_download, run_download
 from pipeline.errors import InputError
 from pipeline.funnel import funnel
@@ -26,12 +28,14 @@ from pipeline.ingest.batch import load_batches
 from pipeline.ingest.stage import make_batches, run_ingest
 from pipeline.lease import Lease
 from pipeline.progress import Progress
+from pipeline.rounds import pending_rows
+from pipeline.select.stage import run_select
 from pipeline.shard.stage import FEW, expected, run_shard
 from pipeline.stop import StopFlag
 from pipeline.storage import LocalStore, Store, open_store
 from pipeline.tables import publish
 from pipeline.units import StageFolder, fingerprints
-from schemas.recipe import Recipe, fingerprint
+from schemas.recipe import ORDER, Recipe, fingerprint
 from schemas.records import Batch, RunRecord, now
 
 if TYPE_CHECKING:
@@ -39,8 +43,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-STAGES = ("ingest", "download", "shard")
+STAGES = ("ingest", "download", "dedupe", "select", "shard")
 """The stages that exist, in their order."""
+
+SET_LEVEL = {"hashes": run_hashes, "dedupe": run_dedupe, "select": run_select, "shard": run_shard}
+"""Stages that read all of the pool, whatever batch brought it; `hashes` runs where `dedupe` needs it."""
 
 GRACE_S = 20.0
 """Seconds after SIGTERM in which units under way may still commit."""
@@ -119,6 +126,7 @@ class _Run:
             self._connect_ahead(batches)
         if not batches:
             raise InputError(f"output {self._store.uri}: has no batch yet; give --input")
+        check_rules(self._recipe, [name for batch in batches for name in batch.kept])
         self._save()
         try:
             return self._run_stages(batches)
@@ -139,21 +147,32 @@ class _Run:
                 return self._stopped()
             if stage == "download" and any(batch.adopted for batch in batches):
                 self._scores(batches)
-            if stage == "download" and self._rows_ahead("shard", batches) < FEW:
+            if stage in ("download", "dedupe") and not self._needs_ray(stage):
                 release()
-        publish(self._store, (*STAGES, "embed"))
+        publish(self._store, ORDER)
         return self._judge(batches)
+
+    def _needs_ray(self, done: str) -> bool:
+        """Whether a stage after `done` will have more rows than it takes in this process."""
+        download, later = self._folders["download"], self._request.stages[self._request.stages.index(done) + 1 :]
+        if "dedupe" in later and needs_hashes(self._recipe.dedupe):
+            due = hashes_due(download, self._folders["hashes"])
+            if sum(unit["rows"] for unit in due) >= FEW_HASHED:
+                return True
+        return "shard" in later and pending_rows(download, self._folders["select"]) >= FEW
 
     def _stage(self, stage: str, batches: Sequence[Batch]) -> None:
         """Run a stage's missing units and, unless stopped, say that it is complete."""
+        if stage == "dedupe" and needs_hashes(self._recipe.dedupe):
+            self._stage("hashes", batches)
         folder = self._folders[stage]
         self._lease.check()
         store, recipe, run, stop = self._store, self._recipe, self._run, self._stop
         with Progress(stage, self._rows_ahead(stage, batches)) as progress:
             if stage == "ingest":
                 run_ingest(store, recipe, batches, folder, run, stop, progress)
-            elif stage == "shard":
-                run_shard(store, recipe, self._folders, folder, run, stop, progress)
+            elif run_set_level := SET_LEVEL.get(stage):
+                run_set_level(store, recipe, self._folders, folder, run, stop, progress)
             elif self._request.adopt:
                 from pipeline.adopt.stage import run_adopt
 
@@ -164,7 +183,7 @@ class _Run:
             else:
                 run_download(store, recipe, batches, self._folders["ingest"], folder, run, stop, progress)
         # A set-level stage is complete where what it reads is.
-        read = self._folders["download" if stage == "shard" else stage].generations()
+        read = self._folders["download" if stage in SET_LEVEL else stage].generations()
         if stop.is_set() or any(piece.unit not in read for batch in batches for piece in batch.units):
             return
         self._lease.renew()
@@ -184,8 +203,12 @@ class _Run:
 
     def _rows_ahead(self, stage: str, batches: Sequence[Batch]) -> int:
         folder = self._folders[stage]
+        if stage == "hashes":
+            return sum(unit["rows"] for unit in hashes_due(self._folders["download"], folder))
+        if stage in ("dedupe", "select"):
+            return pending_rows(self._folders["download"], folder)
         if stage == "shard":
-            return expected(self._recipe, self._folders["download"], folder)["samples"]
+            return expected(self._recipe, self._folders, folder)["samples"]
         if stage == "download" and self._request.retry:
             ended = [reasons for record in folder.iter_records() for reasons in record.counts.values()]
             return sum(reasons.get(reason, 0) for reasons in ended for reason in self._request.retry)
@@ -239,11 +262,13 @@ class _Run:
 
 
 def stage_folders(store: Store, recipe: Recipe) -> dict[str, StageFolder]:
-    """stage → its folder under this recipe."""
+    """stage → its folder under this recipe, `hashes` too. Raises InputError where a file it names is not there."""
     folders: dict[str, StageFolder] = {}
-    for stage in STAGES:
-        before = {name: folder.fingerprint for name, folder in folders.items()}
-        folders[stage] = StageFolder(store, stage, fingerprint(recipe, stage, before))
+    contents = named_contents(recipe)
+    for stage in ORDER:
+        if stage in STAGES or stage == "hashes":
+            before = {name: folder.fingerprint for name, folder in folders.items()}
+            folders[stage] = StageFolder(store, stage, fingerprint(recipe, stage, before, contents))
     return folders
 
 

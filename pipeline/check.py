@@ -1,7 +1,9 @@
 """Everything about a request that can be refused in its first second, before anything is made."""
 
+import hashlib
+import re
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from pipeline.download.addresses import AddressPolicy, read_hosts
@@ -9,24 +11,79 @@ from pipeline.download.blocklist import Blocklist
 from pipeline.errors import InputError
 from pipeline.gates import check_gates
 from pipeline.ingest.prefilter import Prefilter
-from schemas.recipe import Recipe
+from pipeline.metadata import TEXT_COUNT, schema_of
+from pipeline.rules import Rules
+from pipeline.select.decide import RESERVED
+from pipeline.storage import holder
+from pipeline.units import measure
+from schemas.recipe import Recipe, digest
 
-LATER = ("dedupe", "embed", "semantic", "select")
-"""Sections of stages that do not exist yet."""
+PDQ_RADIUS = 31
+LATER = ("embed.encoders", "embed.heads", "semantic.encoder", "semantic.eps", "select.top", "select.balance")
+"""Keys of what does not exist yet."""
 
 
 def check_recipe(recipe: Recipe) -> None:
     """Raises InputError for a recipe that parses but cannot be run."""
-    for section in LATER:
+    for key in LATER:
+        section, name = key.split(".")
         given = getattr(recipe, section)
-        for name in type(given).model_fields:
-            if getattr(given, name) != getattr(type(given)(), name):
-                raise InputError(f"recipe {section}.{name}: there is no {section} stage yet; leave the section out")
+        if getattr(given, name) != getattr(type(given)(), name):
+            raise InputError(f"recipe {key}: nothing reads it yet; leave it out")
     check_gates(recipe)
     kept = recipe.ingest.keep_columns
     if "*" not in kept:  # with all columns kept, their names are known once the input is read
         Prefilter(recipe.ingest.prefilter, kept)
     _check_download(recipe)
+    _check_curation(recipe)
+
+
+def check_rules(recipe: Recipe, kept: Collection[str]) -> None:
+    """Raises InputError for a rule of dedupe or select that cannot be run where `kept` are the kept input columns."""
+    schema = schema_of(kept)
+    Rules(recipe.dedupe.eligible, schema, "dedupe.eligible")
+    Rules(recipe.select.rules, schema.append(TEXT_COUNT), "select.rules")
+
+
+def named_contents(recipe: Recipe) -> dict[str, dict[str, str]]:
+    """Digests of the files that settings name and results depend on: {stage: {key: digest}}. Raises InputError."""
+    contents: dict[str, dict[str, str]] = {"dedupe": {}, "select": {}}
+    for name, path in recipe.dedupe.against.items():
+        contents["dedupe"][f"against.{name}"] = _content(path, f"recipe dedupe.against.{name}")
+    if recipe.select.uids:
+        contents["select"]["uids"] = _content(recipe.select.uids, "recipe select.uids")
+    return contents
+
+
+def _content(path: str, place: str) -> str:
+    """sha256 of a file's bytes; of a folder's the names and sizes of its files, wherever it lies."""
+    try:
+        if "://" not in path and Path(path).is_dir():
+            files = sorted(file for file in Path(path).rglob("*") if file.is_file())
+            return digest([[str(file.relative_to(path)), file.stat().st_size] for file in files])
+        if "://" not in path:
+            return measure(Path(path))[1]
+        store, name = holder(path)
+        return hashlib.sha256(store.read(name)).hexdigest()
+    except OSError as error:
+        raise InputError(f"{place}: {path} cannot be read: {error.strerror or error}") from None
+
+
+def _check_curation(recipe: Recipe) -> None:
+    """What can be said of dedupe and select without a ROOT: src_* columns are taken to be there."""
+    dedupe, select = recipe.dedupe, recipe.select
+    rules = [*dedupe.eligible.values(), *select.rules.values()]
+    check_rules(recipe, sorted({name for rule in rules for name in re.findall(r"\bsrc_(\w+)", rule)}))
+    if reserved := [name for name in select.rules if name.lower() in RESERVED]:
+        raise InputError(f"recipe select.rules.{reserved[0]}: the name says why else a row is dropped; choose another")
+    if isinstance(select.decontaminate, list):
+        for name in select.decontaminate:
+            if name not in dedupe.against:
+                known = ", ".join(dedupe.against) or "none"
+                raise InputError(f"recipe select.decontaminate: {name} is no set of dedupe.against; there are {known}")
+    level = dedupe.levels.get("pdq", False)
+    if level is not False and level is not True and not 0 <= level <= PDQ_RADIUS:
+        raise InputError(f"recipe dedupe.levels.pdq is {level}: give 0 to {PDQ_RADIUS}, the distance PDQ is made for")
 
 
 def _check_download(recipe: Recipe) -> None:

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from pipeline.shard.plan import read_rounds
+from pipeline.rounds import descriptors, read_rounds
 from pipeline.storage import Store
 from pipeline.units import StageFolder
 from schemas.records import Batch, Round, UnitRecord
@@ -18,6 +18,8 @@ def funnel(store: Store, folders: Mapping[str, StageFolder], batches: Sequence[B
     known = {"", *(batch.batch for batch in batches)}
     rows: list[FunnelRow] = []
     for stage, folder in folders.items():
+        if stage == "hashes":
+            continue  # no row ends there
         rows += stage_rows(stage, folder.records().values(), read_rounds(folder))
     return [row for row in rows if row["batch"] in known]
 
@@ -25,14 +27,18 @@ def funnel(store: Store, folders: Mapping[str, StageFolder], batches: Sequence[B
 def stage_rows(stage: str, records: Iterable[UnitRecord], rounds: Iterable[Round] = ()) -> list[FunnelRow]:
     """One stage's part of the funnel from its current records.
 
-    A unit of `ingest` or `download` belongs to the batch in its name. A unit of a round belongs to the batch of the
-    units the round reads, or to batch '' where it reads several: its rows cannot be told apart by records.
+    A unit of `ingest` or `download` belongs to the batch in its name, one of `dedupe` or `select` to that of the rows
+    it reads. A unit of `shard` belongs to its round's batch, or to batch '' where that has several: its rows cannot be
+    told apart by records.
     """
-    of_round = {round_.round: {_prefix(unit) for unit in round_.upstream} for round_ in rounds}
+    rounds = list(rounds)
+    of_round = {round_.round: set(round_.batches) for round_ in rounds}
+    of_unit = descriptors(rounds)
     total: Counter[tuple[str, str, str]] = Counter()
     for record in records:
         batches = of_round.get(_prefix(record.unit), {_prefix(record.unit)})
         batch = next(iter(batches)) if len(batches) == 1 else ""
+        batch = of_unit.get(record.unit, {}).get("batch", batch)
         for status, reasons in record.counts.items():
             for reason, rows in reasons.items():
                 total[batch, status, reason] += rows

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from pipeline.check import check_recipe
 from pipeline.ingest.batch import check_limit, load_batches
 from pipeline.ingest.stage import count_new_rows
+from pipeline.rounds import pending_rows
 from pipeline.shard.stage import expected
 from pipeline.storage import open_store
 
@@ -34,6 +35,7 @@ def plan(request: "Request") -> str:
     new_units = -(-new // min(ROWS_PER_UNIT, max(250, new // 64))) if new else 0
     cpus = request.recipe.ray.pools.get("download") or os.cpu_count() or 1
     lines = [f"{'stage':<10}{'units':>10}{'rows':>14}{'requests':>14}{'GB':>10}{'hours':>10}"]
+    unfetched = 0
     for stage in request.stages:
         done = folders[stage].generations()
         left = [piece for batch in batches for piece in batch.units if piece.unit not in done]
@@ -44,12 +46,16 @@ def plan(request: "Request") -> str:
                     for record in records]  # fmt: skip
             rows, units = sum(hits), sum(hit > 0 for hit in hits)
         requests = rows if stage == "download" else 0
+        if stage == "download":
+            unfetched = rows
+        elif stage != "ingest":
+            # At most: every row ahead becomes an image, and every image is kept.
+            by_unit = folders["dedupe" if stage == "dedupe" else "select"]
+            rows = pending_rows(folders["download"], by_unit) + unfetched
+            units = -(-rows // ROWS_PER_UNIT)
         if stage == "shard":
-            ready = expected(request.recipe, folders["download"], folders["shard"])
-            rows, units = (
-                ready["samples"] + new,
-                ready["shards"] + -(-new // request.recipe.shard.number_sample_per_shard),
-            )
+            rows += expected(request.recipe, folders, folders["shard"])["samples"]
+            units = -(-rows // request.recipe.shard.number_sample_per_shard)
         hours = requests / (ROWS_PER_SECOND_PER_CPU * cpus) / 3600
         gigabytes = requests * BYTES_PER_IMAGE / 1e9
         lines.append(f"{stage:<10}{units:>10,}{rows:>14,}{requests:>14,}{gigabytes:>10,.1f}{hours:>10,.2f}")

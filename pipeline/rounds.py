@@ -1,8 +1,8 @@
 """Rounds of set-level stages: `dedupe`, `select` and `shard` each take, once, what no earlier round of theirs took.
 
-A round is ROOT/<stage>/<fingerprint>/rounds/0002.json, created before its units. Units of `dedupe` and `select` are the
-rows of one download unit: their descriptors say which (`reads`), which of its generations (`reads_generation`: rows that
-became ok later are not meant; `after`: nor those an earlier round took), and its batch.
+A round is ROOT/<stage>/<fingerprint>/rounds/0002.json, created before its units. A unit of `dedupe` or `select` is the
+rows of one download unit: its descriptor says which (`reads`), up to which of its generations (`reads_generation`: rows
+that became ok later are not meant; `after`: nor those an earlier round took), and its batch.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -86,6 +86,17 @@ def round_over_round(upstream: StageFolder, rounds: Sequence[Round], run: str) -
         round=name, upstream=new, units=units, run=run, created_at=now(),
         batches=sorted({str(unit["batch"]) for unit in units}),
     )  # fmt: skip
+
+
+def pending_rows(download: StageFolder, folder: StageFolder) -> int:
+    """Rows that a stage of units with `reads` has yet to take: at most so many, since a retry repeats old ones."""
+    rounds = read_rounds(folder)
+    rows = sum(unit["rows"] for unit in unfinished(rounds, folder.generations()))
+    read: dict[str, int] = {}
+    for unit in descriptors(rounds).values():
+        read[unit["reads"]] = max(unit["reads_generation"], read.get(unit["reads"], -1))
+    new = ((unit, top) for unit, top in download.generations().items() if top > read.get(unit, -1))
+    return int(rows + sum(download.record(*item).counts.get("ok", {}).get("", 0) for item in new))
 
 
 def table_path(folder: StageFolder, record: UnitRecord, table: str) -> str:

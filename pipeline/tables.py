@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from pipeline.external_sort import Positions, Source, by_uid, sorted_chunks
 from pipeline.faults import fault_point
 from pipeline.root import read_batches
+from pipeline.rounds import descriptors, read_rounds, unfinished
 from pipeline.storage import LocalStore, Store
 from pipeline.units import StageFolder, current_folder, measure
 from pipeline.views import first_line, views_sql
@@ -24,10 +25,15 @@ from schemas.records import Complete, Published, PublishedFile, UnitRecord, now
 from schemas.tables import TABLES
 
 SOURCE_OF = {"pairs": "ingest", "rejects": "ingest", "outcomes": "download", "consent": "download",
-             "scores": "embed", "embeddings": "embed"}  # fmt: skip
-"""table → the stage whose units hold it"""
+             "hashes": "hashes", "duplicates": "dedupe", "scores": "embed", "embeddings": "embed",
+             "overlaps": "select", "decisions": "select"}  # fmt: skip
+"""table → the stage whose units hold it; duplicates also holds ingest's, of the level `url`"""
+
+BY_BATCH = ("ingest", "download", "hashes", "embed")
+"""Stages whose units are those of a batch."""
 
 ORDER_BY = {"rejects": ("batch", "source", "source_row"), "consent": ("uid", "signal", "source", "value"),
+            "duplicates": ("uid", "level", "dup_of"), "overlaps": ("uid", "eval_set", "eval_item", "level"),
             "scores": ("uid", "encoder"), "embeddings": ("uid", "encoder")}  # fmt: skip
 """The order of rows; a table not named here is sorted by uid."""
 
@@ -48,29 +54,30 @@ class Stage:
     records: dict[str, UnitRecord]
 
 
-def publish(store: Store, stages: Iterable[str]) -> int | None:
+def publish(store: Store, stages: Iterable[str], again: bool = False) -> int | None:
     """Publish all tables from the current folders of `stages` under one new version.
 
-    Returns the version, or None where nothing was completed since the last publication. Only batches that a stage's
-    complete.json names are published, so a stage under way never shows half a batch.
+    Returns the version, or None where nothing was completed since the last publication, unless `again` is asked for.
+    Only batches that a stage's complete.json names are published, so a stage under way never shows half a batch.
     """
     completed = {stage: found for stage in stages if (found := _completed(store, stage))}
     made_from = {stage: stamp(folder, done) for stage, (folder, done) in completed.items()}
     before = {table: read_published(store, table) for table in SOURCE_OF}
-    if not completed or _is_current(store, before, made_from):
+    if not completed or (not again and _is_current(store, before, made_from)):
         return None
     read = {
         stage: Stage(
             folder,
             done,
-            {unit: record for unit, record in folder.records().items() if _covers(stage, done, unit)},
+            {unit: record for unit, record in folder.records().items() if unit in covered},
         )
         for stage, (folder, done) in completed.items()
+        for covered in [_covered(folder, done)]
     }
     version = _next_version(store, before)
     listed: list[str] = []
     for table in SOURCE_OF:
-        published = _publish_table(store, table, read.get(SOURCE_OF[table]), version, made_from)
+        published = _publish_table(store, read, table, version, made_from)
         if table == "embeddings":
             listed = [file.path for file in published.files]
         fault_point("before-latest", table)
@@ -142,8 +149,22 @@ def _completed(store: Store, stage: str) -> tuple[StageFolder, Complete] | None:
     return (folder, done) if folder and done else None
 
 
-def _covers(stage: str, done: Complete, unit: str) -> bool:
-    return stage not in SOURCE_OF.values() or unit.partition("-")[0] in done.batches
+def _covered(folder: StageFolder, done: Complete) -> set[str]:
+    """Units of whole batches, of whole rounds: what a run under way has committed is not shown in parts."""
+    units = folder.generations().keys()
+    if folder.stage in BY_BATCH:
+        return {unit for unit in units if unit.partition("-")[0] in done.batches}
+    whole = [round_ for round_ in read_rounds(folder) if not unfinished([round_], units)]
+    return set(descriptors(whole))
+
+
+def _named(read: dict[str, Stage], table: str) -> list[Source]:
+    """The files a published table is made of."""
+    named = []
+    for stage, of in [(SOURCE_OF[table], table), *([("ingest", "rejects")] if table == "duplicates" else [])]:
+        if stage in read:
+            named += unit_files(read[stage].folder, read[stage].records.values(), of)
+    return named
 
 
 def _is_current(store: Store, before: dict[str, Published | None], made_from: dict[str, str]) -> bool:
@@ -164,10 +185,12 @@ def _next_version(store: Store, before: dict[str, Published | None]) -> int:
     return 1 + max(seen, default=0)
 
 
-def _publish_table(store: Store, table: str, stage: Stage | None, version: int, made_from: dict[str, str]) -> Published:
-    named = unit_files(stage.folder, stage.records.values(), table) if stage else []
-    if table == "embeddings" and stage and named:
-        return _listed(stage, table, version, made_from)
+def _publish_table(
+    store: Store, read: dict[str, Stage], table: str, version: int, made_from: dict[str, str]
+) -> Published:
+    named = _named(read, table)
+    if table == "embeddings" and named:
+        return _listed(read[SOURCE_OF[table]], table, version, made_from)
     scratch = store.scratch()
     try:
         files = []
@@ -197,13 +220,16 @@ def _listed(stage: Stage, table: str, version: int, made_from: dict[str, str]) -
 
 def _write_sorted(store: Store, named: list[Source], table: str, scratch: Path) -> Iterator[tuple[Path, int]]:
     """Write the files' rows, sorted, as out/part-*.parquet; yields each finished part and its rows."""
-    schema = _schema(store, [source.path for source in named], table)
+    schema = _schema(store, [source.path for source in named if table != "duplicates"], table)
     parts = max(1, round(sum(source.bytes for source in named) / PART_BYTES))
     rows_a_part = max(1, -(-sum(source.rows for source in named) // parts))
     keys = ORDER_BY.get(table, ("uid",))
     positions = by_uid if keys[0] == "uid" else _by_input_row(store)
     (scratch / "out").mkdir()
-    chunks = sorted_chunks(named, lambda paths: _read(store, paths, schema), keys, positions, scratch / "sort")
+    read = _read_duplicates if table == "duplicates" else _read
+    chunks = sorted_chunks(named, lambda paths: read(store, paths, schema), keys, positions, scratch / "sort")
+    if table == "duplicates":
+        chunks = (_distinct(chunk, keys) for chunk in chunks)  # a pair that ingest rejected twice is one duplicate
     left = next(chunks, None)
     number = 0
     while left is not None:
@@ -225,6 +251,33 @@ def _read(store: Store, paths: list[str], schema: pa.Schema) -> pa.Table:
     filesystem, root = store.arrow()
     full = [f"{root}/{path}" for path in paths]
     return ds.dataset(full, schema=schema, format="parquet", filesystem=filesystem).to_table()
+
+
+def _read_duplicates(store: Store, paths: list[str], schema: pa.Schema) -> pa.Table:
+    """Rows of dedupe's duplicates, and of ingest's rejects those that name another pair."""
+    rejects = [path for path in paths if path.split("/")[2] == "rejects"]
+    found = _read(store, [path for path in paths if path not in rejects], schema)
+    if not rejects:
+        return found
+    names = ["reason", "uid", "dup_of"]
+    rows = _read(store, rejects, pa.schema([TABLES["rejects"].field(name) for name in names]))
+    named = pc.and_(pc.equal(rows["reason"], "duplicate"), pc.not_equal(rows["uid"], rows["dup_of"]))
+    rows = rows.filter(named)
+    level, distance = pa.repeat(pa.scalar("url"), rows.num_rows), pa.repeat(pa.scalar(0.0), rows.num_rows)
+    columns = [rows["uid"], rows["dup_of"], level, distance, rows["dup_of"]]
+    return pa.concat_tables([found, pa.table(columns, schema=schema)])
+
+
+def _distinct(chunk: pa.Table, keys: Sequence[str]) -> pa.Table:
+    """The first of neighbouring rows with equal keys; equal keys are never in two chunks."""
+    if chunk.num_rows < 2:
+        return chunk
+    chunk = chunk.combine_chunks()
+    same = np.ones(chunk.num_rows - 1, np.bool_)
+    for key in keys:
+        column = chunk[key].combine_chunks()
+        same &= pc.equal(column[1:], column[:-1]).fill_null(False).to_numpy(zero_copy_only=False)
+    return chunk.filter(pa.array(np.concatenate([[True], ~same])))
 
 
 def _by_input_row(store: Store) -> Positions:

@@ -6,10 +6,11 @@ _SAMPLES = """
 -- One row an input row: where it came from, how it ended, and its key and shard where it is in the dataset.
 CREATE OR REPLACE VIEW samples AS
 SELECT p.source, p.source_row, p.batch, p.uid, p.url, p.text, p.caption,
-       coalesce(o.status, 'pending') AS status, o.reason, o.detail, CAST(NULL AS VARCHAR) AS dup_of,
+       coalesce(o.status, 'pending') AS status, o.reason, o.detail, u.dup_of, c.kept, c.dropped_by,
        o.http_status, o.final_url, o.sha256, o.format, o.width, o.height, o.original_width, o.original_height,
        o.consent_ok, o.fetched_at, o.unit, o.pool_file, o.pool_offset, o.pool_size, o.pool_sha256, d.key, d.shard
-FROM pairs p LEFT JOIN outcomes o USING (uid) LEFT JOIN dataset d USING (uid)
+FROM pairs p LEFT JOIN outcomes o USING (uid) LEFT JOIN dataset d USING (uid) LEFT JOIN decisions c USING (uid)
+     LEFT JOIN (FROM duplicates WHERE level <> 'url') u USING (uid)
 UNION ALL BY NAME
 SELECT source, source_row, batch, uid, url, text, status, reason, detail, dup_of FROM rejects;
 """

@@ -19,7 +19,7 @@ from pipeline.runner import Unit
 from pipeline.units import StageFolder
 from schemas.recipe import Dedupe
 
-READERS = 4
+Keys = npt.NDArray[np.bytes_]
 
 
 @dataclass(frozen=True)
@@ -119,9 +119,7 @@ def digests(texts: pa.ChunkedArray) -> pa.Array:
     return pa.array(made, pa.binary(16))
 
 
-def places(uids: pa.ChunkedArray, among: npt.NDArray[np.bytes_]) -> npt.NDArray[np.int64]:
-    """Positions in `among` (uids as S16, ascending) of those of `uids` (16 bytes) that are there."""
-    wanted = np.sort(np.frombuffer(b"".join(uids.to_pylist()), "S16"))
-    at = np.searchsorted(among, wanted)
-    at[at == len(among)] = 0
-    return at[among[at] == wanted] if len(among) else at[:0]
+def as_keys(uids: pa.ChunkedArray | pa.Array | Sequence[bytes]) -> Keys:
+    """16-byte uids as numpy's strings, which sort and compare as they do."""
+    values = uids if isinstance(uids, list) else uids.to_pylist()
+    return np.frombuffer(b"".join(values), "S16")

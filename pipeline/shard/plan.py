@@ -1,27 +1,22 @@
-"""Rounds of `shard`: which rows become samples of which shard, decided from metadata alone.
+"""Rounds of `shard`: which kept rows become samples of which shard, decided from metadata alone.
 
-A round's upstream units, in the order of their names (which keeps hosts together), are dealt into W windows: window w
-holds units w, w + W, w + 2W, …, so that a window spans the whole order of hosts. The rows of a window go out in the
-order of their uids, windows one after another, and every `number_sample_per_shard` rows are a shard, whatever window
-they lie in.
+A round's upstream units (of `select`), in the order of their names (which keeps hosts together), are dealt into W
+windows: window w holds units w, w + W, w + 2W, …, so that a window spans the whole order of hosts. The kept rows of a
+window go out in the order of their uids, windows one after another, and every `number_sample_per_shard` rows are a
+shard, whatever window they lie in.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-
-from pipeline.errors import StoreError
+from pipeline.rounds import descriptors, open_table, read_rounds, table_path
 from pipeline.runner import Unit
 from pipeline.units import StageFolder
 from schemas.recipe import Shard
-from schemas.records import Round, UnitRecord, now
+from schemas.records import Round, now
 
 WINDOW_UNITS = 64
 WINDOW_ROWS = 640_000
@@ -47,30 +42,17 @@ def naming(settings: Shard) -> Naming:
     return Naming(settings.number_sample_per_shard, settings.oom_shard_count)
 
 
-def read_rounds(folder: StageFolder) -> list[Round]:
-    """The folder's rounds, oldest first."""
-    paths = sorted(path for path, _ in folder.store.files(f"{folder.base}/rounds"))
-    return [Round.model_validate_json(folder.store.read(path)) for path in paths]
-
-
-def unfinished(rounds: Iterable[Round], committed: Iterable[str]) -> list[Unit]:
-    """Descriptors of the units that a round names and no record answers for."""
-    done = set(committed)
-    return [dict(unit) for round_ in rounds for unit in round_.units if unit["unit"] not in done]
-
-
-def next_round(settings: Shard, download: StageFolder, rounds: Sequence[Round], run: str) -> Round | None:
-    """The round that takes every ok row no earlier round took, or None where there is no such row."""
-    read: dict[str, int] = {}
-    for round_ in rounds:
-        read.update(round_.upstream)
-    new = {unit: top for unit, top in sorted(download.generations().items()) if top > read.get(unit, -1)}
+def next_round(
+    settings: Shard, download: StageFolder, select: StageFolder, rounds: Sequence[Round], run: str
+) -> Round | None:
+    """The round of what units of `select` keep that no earlier round took; None where they keep no row."""
+    taken = {unit for round_ in rounds for unit in round_.upstream}
+    new = {unit: top for unit, top in sorted(select.generations().items()) if unit not in taken}
     if not new:
         return None
-    after = {unit: read[unit] for unit in new if unit in read}
-    with ThreadPoolExecutor(download.store.parallel_reads) as pool:
-        counted = pool.map(lambda unit: _rows(download, download.record(unit, new[unit]), after.get(unit)), new)
-        rows = dict(zip(new, counted, strict=True))
+    with ThreadPoolExecutor(select.store.parallel_reads) as pool:
+        records = pool.map(lambda item: select.record(*item), new.items())
+        rows = {record.unit: record.counts.get("ok", {}).get("", 0) for record in records}
     if not sum(rows.values()):
         return None
     count = max(math.ceil(len(new) / WINDOW_UNITS), math.ceil(sum(rows.values()) / WINDOW_ROWS))
@@ -79,13 +61,15 @@ def next_round(settings: Shard, download: StageFolder, rounds: Sequence[Round], 
     first = sum(len(round_.units) for round_ in rounds)
     units: list[dict[str, object]] = []
     for number, slices in enumerate(cut(sizes, settings.number_sample_per_shard)):
-        taken = sum(stop - start for _, start, stop in slices)
+        end = sum(stop - start for _, start, stop in slices)
         units.append(
-            {"unit": f"{name}-{number:07d}", "generation": 0, "rows": taken, "shard": first + number, "slices": slices}
+            {"unit": f"{name}-{number:07d}", "generation": 0, "rows": end, "shard": first + number, "slices": slices}
         )
+    read = descriptors(read_rounds(select))
     return Round(
-        round=name, upstream=new, units=units, run=run, created_at=now(), after=after,
-        plan={"windows": count, "columns": _kept_columns(download, {u: new[u] for u in new if rows[u]})},
+        round=name, upstream=new, units=units, run=run, created_at=now(),
+        batches=sorted({str(read[unit]["batch"]) for unit in new}),
+        plan={"windows": count, "columns": _kept_columns(download, [read[unit] for unit in new if rows[unit]])},
     )  # fmt: skip
 
 
@@ -114,37 +98,13 @@ def cut(sizes: Sequence[int], samples: int) -> list[list[tuple[int, int, int]]]:
     return shards
 
 
-def outcomes_path(folder: StageFolder, record: UnitRecord) -> str:
-    """Path in the store of the unit's current outcomes table. Raises StoreError where the record names none."""
-    for entry in record.files:
-        if entry.table == "outcomes":
-            return f"{folder.base}/{entry.path}"
-    raise StoreError(f"{folder.base}/units/{record.unit}.{record.generation}.json names no outcomes table")
-
-
-def open_table(folder: StageFolder, path: str) -> pq.ParquetFile:
-    """A unit's table, of a few MB: whole by one request, which the store repeats until it is answered."""
-    return pq.ParquetFile(pa.BufferReader(folder.store.read(path)))
-
-
-def eligible(table: pa.Table, after: int | None) -> Any:
-    """Boolean mask of the ok rows, of those with a later generation than `after` where it is given."""
-    mask = pc.equal(table["status"], "ok")
-    return mask if after is None else pc.and_(mask, pc.greater(table["generation"], after))
-
-
-def _rows(download: StageFolder, record: UnitRecord, after: int | None) -> int:
-    if after is None:
-        return record.counts.get("ok", {}).get("", 0)
-    table = open_table(download, outcomes_path(download, record)).read(columns=["status", "generation"])
-    return int(pc.sum(eligible(table, after)).as_py() or 0)
-
-
-def _kept_columns(download: StageFolder, units: dict[str, int]) -> list[str]:
+def _kept_columns(download: StageFolder, units: Sequence[Unit]) -> list[str]:
     """The src_* columns of the round, in order of appearance; all units of a batch have the same."""
-    first_of_batch = {unit.split("-")[0]: unit for unit in sorted(units, reverse=True)}
+    first_of_batch = {unit["batch"]: unit for unit in sorted(units, key=lambda unit: str(unit["reads"]), reverse=True)}
+    current = download.generations()
     kept: dict[str, None] = {}
-    for unit in sorted(first_of_batch.values()):
-        schema = open_table(download, outcomes_path(download, download.record(unit, units[unit]))).schema_arrow
+    for _, unit in sorted(first_of_batch.items()):
+        record = download.record(unit["reads"], current[unit["reads"]])
+        schema = open_table(download, table_path(download, record, "outcomes")).schema_arrow
         kept.update(dict.fromkeys(name for name in schema.names if name.startswith("src_")))
     return list(kept)

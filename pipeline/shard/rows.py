@@ -10,10 +10,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import StoreError
+from pipeline.rounds import descriptors, open_table, read_rounds, table_path, taken_rows
 from pipeline.runner import Unit
-from pipeline.shard.plan import eligible, open_table, outcomes_path, windows
+from pipeline.shard.plan import windows
 from pipeline.units import StageFolder
-from schemas.records import Round, UnitRecord
+from schemas.records import Round
 from schemas.tables import OUTCOMES
 
 COLUMNS = (
@@ -29,9 +30,12 @@ outcomes table."""
 class RoundRows:
     """The rows of one round; keeps the order of the windows it sorted last, since neighbouring shards share them."""
 
-    def __init__(self, download: StageFolder, round_: Round) -> None:
+    def __init__(self, download: StageFolder, select: StageFolder, round_: Round) -> None:
         self._download = download
+        self._select = select
         self._round = round_
+        self._reads = descriptors(read_rounds(select))
+        self._current = download.generations()
         self.units: dict[str, Unit] = {str(unit["unit"]): dict(unit) for unit in round_.units}
         self._kept = _strings(round_.plan["columns"])
         count = round_.plan["windows"]
@@ -83,16 +87,22 @@ class RoundRows:
         return self._sorted[window]
 
     def _uids(self, name: str) -> tuple[str, pa.Array, npt.NDArray[np.int64]]:
-        record = self._download.record(name, self._round.upstream[name])
-        path = outcomes_path(self._download, record)
-        after = self._round.after.get(name)
-        if after is None and not _ok(record):
+        """Of a unit of `select`: path of its rows' outcomes, uids of those it keeps, and their places there."""
+        decided = self._select.record(name, self._round.upstream[name])
+        unit = self._reads[name]
+        outcomes = self._download.record(unit["reads"], self._current[unit["reads"]])
+        path = table_path(self._download, outcomes, "outcomes")
+        kept_rows = decided.counts.get("ok", {}).get("", 0)
+        if not kept_rows:
             return path, pa.array([], pa.string()), np.empty(0, np.int64)
+        decisions = open_table(self._select, table_path(self._select, decided, "decisions"))
+        kept = decisions.read(columns=["uid", "kept"])
+        kept = kept.filter(kept["kept"])["uid"].combine_chunks()
         table = open_table(self._download, path).read(columns=["uid", "status", "generation"])
-        mask = eligible(table, after).combine_chunks()
+        mask = pc.and_(taken_rows(table, unit), pc.is_in(table["uid"], kept)).combine_chunks()
         rows = np.flatnonzero(mask.to_numpy(zero_copy_only=False))
-        if after is None and len(rows) != _ok(record):
-            raise StoreError(f"{path} holds {len(rows)} ok rows where its unit's record counts {_ok(record)}")
+        if len(rows) != kept_rows:
+            raise StoreError(f"{path} holds {len(rows)} of the {kept_rows} rows that select unit {name} keeps")
         return path, table["uid"].filter(mask).combine_chunks().cast(pa.string()), rows
 
     def _read(self, path: str, rows: npt.NDArray[np.int32]) -> pa.Table:
@@ -107,10 +117,6 @@ class RoundRows:
     def _schema(self) -> pa.Schema:
         fields = [pa.field(name, OUTCOMES.field(name).type) for name in COLUMNS]
         return pa.schema([*fields, *(pa.field(name, pa.string()) for name in self._kept)])
-
-
-def _ok(record: UnitRecord) -> int:
-    return record.counts.get("ok", {}).get("", 0)
 
 
 def _strings(value: object) -> Sequence[str]:

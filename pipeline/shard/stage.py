@@ -6,16 +6,16 @@ rounds/0001.json  →  units 0001-0000000 …  →  dataset/00000.tar .parquet _
 import json
 import logging
 import shutil
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from functools import partial
 from typing import Any
 
-from pipeline.errors import LeaseLostError, StoreError
-from pipeline.runner import Pass, Result, Unit, run_units
-from pipeline.shard.plan import naming, next_round, read_rounds, unfinished
+from pipeline.errors import StoreError
+from pipeline.rounds import descriptors, open_round, read_rounds, unfinished
+from pipeline.runner import Pass, Result, Unit, run_here, run_units
+from pipeline.shard.plan import naming, next_round
 from pipeline.shard.pool import PoolMismatchError, PoolReader
 from pipeline.shard.rows import RoundRows
 from pipeline.shard.writer import write_shard
@@ -23,7 +23,7 @@ from pipeline.stop import StopFlag
 from pipeline.storage import Store, open_store
 from pipeline.units import MAX_LONE_DEATHS, StageFolder, add_counts
 from schemas.recipe import FORMAT_VERSION, Recipe, digest
-from schemas.records import Round, UnitRecord
+from schemas.records import Counts, Round, UnitRecord
 
 log = logging.getLogger(__name__)
 
@@ -39,31 +39,31 @@ def run_shard(
 
     `folders` has the current folder of every stage. Raises StoreError where the pool does not hold what was recorded.
     """
-    download = folders["download"]
+    download, select = folders["download"], folders["select"]
     while not stop.is_set():
         rounds = read_rounds(folder)
         missing = unfinished(rounds, folder.generations())
         if missing:
-            _make(store, recipe, download, folder, missing, run, stop, report)
-        elif (opened := next_round(recipe.shard, download, rounds, run)) is None:
+            _make(store, recipe, folders, folder, missing, run, stop, report)
+        elif (opened := next_round(recipe.shard, download, select, rounds, run)) is None:
             _write_index(store, recipe, folders, folder, rounds)
             return
-        elif not store.create(f"{folder.base}/rounds/{opened.round}.json", opened.to_bytes()):
-            raise LeaseLostError(f"{folder.base}/rounds/{opened.round}.json was just written by another run")
+        else:
+            open_round(folder, opened)
 
 
-def expected(recipe: Recipe, download: StageFolder, folder: StageFolder) -> dict[str, int]:
-    """Samples and shards that a run would write now, for --plan: {samples, shards}."""
+def expected(recipe: Recipe, folders: Mapping[str, StageFolder], folder: StageFolder) -> dict[str, int]:
+    """Samples and shards that the stage would write now, after what select has decided: {samples, shards}."""
     rounds = read_rounds(folder)
     units = unfinished(rounds, folder.generations())
-    following = next_round(recipe.shard, download, rounds, run="plan")
+    following = next_round(recipe.shard, folders["download"], folders["select"], rounds, run="plan")
     units += [dict(unit) for unit in following.units] if following else []
     return {"samples": sum(unit["rows"] for unit in units), "shards": len(units)}
 
 
 def _make(
-    store: Store, recipe: Recipe, download: StageFolder, folder: StageFolder, units: Sequence[Unit], run: str,
-    stop: StopFlag, report: Callable[[Result], None],
+    store: Store, recipe: Recipe, folders: Mapping[str, StageFolder], folder: StageFolder, units: Sequence[Unit],
+    run: str, stop: StopFlag, report: Callable[[Result], None],
 ) -> None:  # fmt: skip
     """Write the units' shards; raises StoreError with the first unit's error once all others are written."""
     failed: list[str] = []
@@ -74,22 +74,10 @@ def _make(
         else:
             report(result)
 
-    make = partial(ShardWorker, store.uri, recipe, download.fingerprint, folder.fingerprint, run)
+    upstream = (folders["download"].fingerprint, folders["select"].fingerprint)
+    make = partial(ShardWorker, store.uri, recipe, *upstream, folder.fingerprint, run)
     if sum(unit["rows"] for unit in units) < FEW:
-        local = threading.local()
-
-        def run_here(unit: Unit) -> Result:
-            if stop.is_set():
-                return {"unit": unit["unit"], "state": "stopped", "rows": 0}
-            if not hasattr(local, "worker"):
-                local.worker = make()
-            result: Result = local.worker.run(unit, alone=True)
-            return result
-
-        # Two, so that one's disk and hashing overlap the other's work.
-        with ThreadPoolExecutor(2) as threads:
-            for result in threads.map(run_here, units):
-                heard(result)
+        run_here(make, units, stop, heard)
     else:
         lanes = [[{name: unit[name] for name in ("unit", "generation", "rows")}] for unit in units]
         run_units(recipe, Pass("shard", make), lanes, stop, heard)
@@ -110,29 +98,46 @@ def _write_index(
     ]  # fmt: skip
     path = f"{folder.base}/dataset/dataset.json"
     tagged = store.read_tagged(path)
-    if tagged and json.loads(tagged[0])["rounds"] == said:
+    before = json.loads(tagged[0]) if tagged else {}
+    if before.get("rounds") == said:
         return
     names = naming(recipe.shard)
     suffix = {"webdataset": ".tar", "parquet": ".parquet", "files": ""}[recipe.shard.output_format]
     shards = (unit for item in rounds for unit in unfinished([item], committed=()))
     sizes = {f"{names.shard(unit['shard'])}{suffix}": unit["rows"] for unit in shards}
-    read = {unit: generation for item in rounds for unit, generation in item.upstream.items()}
-    with ThreadPoolExecutor(store.parallel_reads) as pool:
-        counts = add_counts(pool.map(lambda item: folders["download"].record(*item).counts, sorted(read.items())))
     content: dict[str, Any] = {
         "format": FORMAT_VERSION,
         "samples": sum(item["samples"] for item in said),
         "shards": len(sizes),
         "output_format": recipe.shard.output_format,
-        "counts": counts,
+        **upstream_counts(folders["download"], folders["select"], rounds),
         "fingerprints": {stage: one.fingerprint for stage, one in folders.items()},
-        "batches": sorted({unit.split("-")[0] for unit in read}),
         "rounds": said,
         "recipe": json.loads(recipe.model_dump_json()),
+        **({"retractions": before["retractions"]} if "retractions" in before else {}),
     }
     store.replace(f"{folder.base}/dataset/sizes.json", _json(sizes))
     # Last, since its presence says that the index is whole.
     store.replace(path, _json(content))
+
+
+def upstream_counts(download: StageFolder, select: StageFolder, rounds: Sequence[Round]) -> dict[str, Any]:
+    """What dataset.json says of what the rounds read: `counts` of outcomes and of `decisions`, and `batches`."""
+    known = descriptors(read_rounds(select))
+    read = {unit: generation for item in rounds for unit, generation in item.upstream.items()}
+    outcomes = {known[unit]["reads"]: known[unit]["reads_generation"] for unit in sorted(read)}
+
+    def total(folder: StageFolder, units: dict[str, int]) -> Counts:
+        now = folder.generations()
+        with ThreadPoolExecutor(folder.store.parallel_reads) as pool:
+            # A generation that is gone has left its rows, less those withdrawn, to the current one.
+            found = pool.map(lambda u: folder.committed(u, units[u]) or folder.record(u, now[u]), sorted(units))
+            return add_counts(record.counts for record in found)
+
+    return {
+        "counts": total(download, outcomes), "decisions": total(select, read),
+        "batches": sorted({unit.split("-")[0] for unit in outcomes}),
+    }  # fmt: skip
 
 
 def _done(record: UnitRecord) -> Result:
@@ -146,10 +151,12 @@ def _json(value: object) -> bytes:
 class ShardWorker:
     """Makes one shard a call from a unit's descriptor; holds the order of the windows it sorted last."""
 
-    def __init__(self, root: str, recipe: Recipe, download: str, own: str, run: str) -> None:
+    def __init__(self, root: str, recipe: Recipe, download: str, select: str, own: str, run: str) -> None:
+        """`download`, `select`, `own`: fingerprints."""
         self._store = open_store(root)
         self._recipe = recipe
         self._download = StageFolder(self._store, "download", download)
+        self._select = StageFolder(self._store, "select", select)
         self._folder = StageFolder(self._store, "shard", own)
         self._run = run
         self._rounds: dict[str, RoundRows] = {}
@@ -188,5 +195,5 @@ class ShardWorker:
     def _round(self, name: str) -> RoundRows:
         if name not in self._rounds:
             data = self._store.read(f"{self._folder.base}/rounds/{name}.json")
-            self._rounds[name] = RoundRows(self._download, Round.model_validate_json(data))
+            self._rounds[name] = RoundRows(self._download, self._select, Round.model_validate_json(data))
         return self._rounds[name]

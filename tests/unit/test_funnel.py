@@ -13,7 +13,8 @@ def record(unit: str, counts: Counts) -> UnitRecord:
 
 
 def round_over(name: str, *units: str) -> Round:
-    return Round(round=name, upstream=dict.fromkeys(units, 0), units=[], run="r", created_at="")
+    batches = sorted({unit.split("-")[0] for unit in units})
+    return Round(round=name, upstream=dict.fromkeys(units, 0), units=[], run="r", created_at="", batches=batches)
 
 
 def test_units_of_a_batch_are_added_up_and_batches_kept_apart() -> None:

@@ -1,0 +1,1 @@
+"""Decisions: one a pool row, with the rule that dropped it."""
