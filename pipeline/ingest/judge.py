@@ -45,7 +45,7 @@ class Judge:
 
     def __init__(
         self, batch: str, settings: Ingest, kept: list[str], sources: list[str], untexted: Iterable[int],
-        describe: TextDescriber,
+        describe: TextDescriber, blocklist: Blocklist | None = None,
     ) -> None:  # fmt: skip
         self._batch = batch
         self._settings = settings
@@ -53,6 +53,7 @@ class Judge:
         self._sources = pa.array(sources, pa.large_string())
         self._untexted = pa.array(sorted(untexted), pa.int32())
         self._describe = describe
+        self._blocklist = blocklist or Blocklist()
         self._prefilter = Prefilter(settings.prefilter, kept)
 
     def __call__(self, located: pa.Table, earlier: Iterable[Kept]) -> Judged:
@@ -64,6 +65,10 @@ class Judge:
         rows = self._described(located)
         reasons = self._own_reasons(located, rows["n_words"])
         details: list[str | None] = located["detail"].to_pylist()
+        if self._blocklist.has_urls:
+            for index, url in enumerate(rows["url"].to_pylist()):
+                if reasons[index] is None and (match := self._blocklist.url(url)):
+                    reasons[index], details[index] = match
         passed = [index for index, reason in enumerate(reasons) if reason is None]
         for index, rule in zip(passed, self._prefilter.failing(rows.take(pa.array(passed, pa.int64()))), strict=True):
             if rule is not None:

@@ -2,12 +2,13 @@
 
 import shutil
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.download.blocklist import Blocklist
 from pipeline.errors import StoreError
 from pipeline.ingest.batch import load_batches
 from pipeline.ingest.cut import range_ends
@@ -25,14 +26,16 @@ from schemas.records import Batch, Counts, UnitRange, UnitRecord
 class UnitJudge:
     """Judges the units of one batch; neighbouring units are read together, once."""
 
-    def __init__(self, root: str, fingerprint: str, batch: str, scratch: str, run: str) -> None:
+    def __init__(
+        self, root: str, fingerprint: str, batch: str, scratch: str, run: str, blocklists: Sequence[str] = ()
+    ) -> None:
         self._store = open_store(root)
         self._folder = StageFolder(self._store, "ingest", fingerprint)
         self._run = run
         self._batch = Batch.model_validate_json(self._store.read(f"batches/{batch}.json"))
         self._units = {unit.unit: unit for unit in self._batch.units}
         self._parts = Scan.from_bytes(self._store.read(f"{scratch}/manifest.json")).reader(self._store)
-        self._judge = judge_of(self._batch)
+        self._judge = judge_of(self._batch, Blocklist(blocklists))
         self._earlier = EarlierPairs(self._store, self._folder, self._batch.batch)
         self._neighbours: tuple[str, pa.Table] | None = None
 
@@ -80,13 +83,15 @@ class UnitJudge:
         return digest([files, self._batch.settings, span.first, span.last, span.rows])
 
 
-def judge_of(batch: Batch) -> Judge:
-    """The judge of a batch's rows. Raises InputError if its prefilter or its language model cannot be used."""
+def judge_of(batch: Batch, blocklist: Blocklist) -> Judge:
+    """The judge of a batch's rows; `blocklist` holds for this run, whatever the batch's settings say.
+
+    Raises InputError if the batch's prefilter or its language model cannot be used.
+    """
     settings = Ingest.model_validate(batch.settings)
     untexted = [index for index, file in enumerate(batch.files) if file.format == "txt" or not settings.caption_col]
-    return Judge(
-        batch.batch, settings, batch.kept, [file.source for file in batch.files], untexted, describer_of(batch)
-    )
+    sources = [file.source for file in batch.files]
+    return Judge(batch.batch, settings, batch.kept, sources, untexted, describer_of(batch), blocklist)
 
 
 def commit(store: Store, folder: StageFolder, attempt: Attempt, judged: Judged, input_digest: str) -> UnitRecord:

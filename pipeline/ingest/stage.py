@@ -130,7 +130,7 @@ def _run_batch(
     root, fingerprint, name = store.uri, folder.fingerprint, batch.batch
 
     def make() -> UnitJudge:
-        return UnitJudge(root, fingerprint, name, scratch, run)
+        return UnitJudge(root, fingerprint, name, scratch, run, recipe.download.blocklists)
 
     run_pass(recipe, make, [lane for lane in lanes if lane], stop, report, small=batch.rows < SMALL_ROWS)
 

@@ -1,5 +1,6 @@
 """The rules in their order, duplicates against brute force, and the SQL prefilter."""
 
+import hashlib
 from itertools import pairwise
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.download.blocklist import Blocklist
 from pipeline.errors import InputError
 from pipeline.ingest.describe import TextDescriber
 from pipeline.ingest.judge import Judge, Judged, Kept, uid_of
@@ -45,6 +47,13 @@ def judge(rows: pa.Table, earlier: list[Kept] | None = None, untexted: tuple[int
     return found(rows, earlier or [])
 
 
+def blocked(rows: pa.Table, *urls: str, reason: str = "blocklisted", **ingest: Any) -> Judged:
+    blocklist = Blocklist()
+    blocklist.add([f"url_md5:{hashlib.md5(url.encode()).hexdigest()}" for url in urls], "a list", reason)
+    settings_ = Ingest(**ingest)
+    return Judge("0002", settings_, [], ["/a.csv"], (), TextDescriber(settings_), blocklist)(rows, [])
+
+
 def outcomes(judged: Judged) -> dict[int, str]:
     found = dict.fromkeys(judged.pairs["source_row"].to_pylist(), "pair")
     for row, reason in zip(judged.rejects["source_row"].to_pylist(), judged.rejects["reason"].to_pylist(), strict=True):
@@ -70,6 +79,19 @@ def test_the_first_rule_that_fits_a_row_is_its_reason() -> None:
     assert rejects[7]["dup_of"] == uid_of("http://a/", "long")
     assert rejects[7]["uid"] == uid_of("http://a/#again", "long")
     assert [rejects[row]["uid"] is None for row in (0, 1, 2, 3, 4)] == [True, True, True, True, False]
+
+
+def test_a_listed_url_is_refused_before_any_text_rule_and_after_what_is_no_url() -> None:
+    rows = unit(
+        [("http://a/", "x"), ("http://a/", "long"), ("http://b/", "long"), ("ftp://x", "long"), ("http://a/", "")]
+    )
+    judged = blocked(rows, "http://a/", "ftp://x", prefilter={"long": "n_chars >= 4"})
+    assert outcomes(judged) == {0: "blocklisted", 1: "blocklisted", 2: "pair", 3: "bad_scheme", 4: "missing_text"}
+    told = {row["source_row"]: row for row in judged.rejects.to_pylist()}
+    digest = hashlib.md5(b"http://a/").hexdigest()
+    assert (told[0]["status"], told[0]["detail"]) == ("refused", f"url_md5 {digest}")
+    assert told[1]["uid"] == uid_of("http://a/", "long")
+    assert outcomes(blocked(rows, "http://a/", reason="retracted"))[0] == "retracted"
 
 
 def test_tables_have_the_contract_s_columns_in_order() -> None:
