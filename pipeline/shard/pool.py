@@ -1,7 +1,7 @@
 """Images out of pool tars, by range reads: blocks of rows in, their images in the same order out."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
@@ -45,7 +45,8 @@ class PoolReader:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._threads = ThreadPoolExecutor(max(4, store.parallel_reads))
+        self._parallel = max(4, store.parallel_reads)
+        self._threads = ThreadPoolExecutor(self._parallel)
 
     def close(self) -> None:
         self._threads.shutdown(cancel_futures=True)
@@ -57,13 +58,18 @@ class PoolReader:
         """
         starts = block_starts(table["pool_size"].to_pylist())
         ahead: list[tuple[int, int, list[Future[list[tuple[int, bytes]]]]]] = []
+        tasks = 4 * self._parallel  # some ranges each: from a disk, a range costs less than a task
         for start, end in pairwise([*starts, table.num_rows]):
             ranges = plan_ranges(table.slice(start, end - start))
-            ahead.append((start, end - start, [self._threads.submit(self._read, part) for part in ranges]))
+            shares = [ranges[first::tasks] for first in range(min(tasks, len(ranges)))]
+            ahead.append((start, end - start, [self._threads.submit(self._read_all, share) for share in shares]))
             if len(ahead) > 1:
                 yield _gathered(*ahead.pop(0))
         for block in ahead:
             yield _gathered(*block)
+
+    def _read_all(self, parts: Sequence[Range]) -> list[tuple[int, bytes]]:
+        return [image for part in parts for image in self._read(part)]
 
     def _read(self, part: Range) -> list[tuple[int, bytes]]:
         store, path = locate(self._store, part.path)
