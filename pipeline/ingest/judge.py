@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.download.blocklist import Blocklist
 from pipeline.ingest.describe import TextDescriber
 from pipeline.ingest.prefilter import Prefilter
 from pipeline.ingest.text import make_caption
