@@ -13,6 +13,7 @@ from rich.text import Text
 from jobs.arguments import Parser, run_main
 from pipeline.columns import Column, read_column
 from pipeline.root import open_root
+from pipeline.slices import KINDS, By, Slice, read_slices
 from pipeline.summary import Summary, summarise
 
 BAR = 40
@@ -23,7 +24,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("root", metavar="ROOT", help="the --output of a build: a folder or s3://bucket/prefix")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--column", metavar="C", help="quantiles and histogram, or top values, of a published column")
+    parser.add_argument("--slices", action="store_true", help="what each rule and level drops, where it bites most")
+    parser.add_argument("--by", choices=KINDS, help="slices of this kind alone")
     flags = parser.parse_args(argv)
+    if flags.by and not flags.slices:
+        parser.error("--by goes with --slices")
+    if flags.slices:
+        return run_main("pairmill show", lambda: _show_slices(flags.root, flags.by, flags.json))
     return run_main("pairmill show", lambda: _show(flags.root, flags.column, flags.json))
 
 
@@ -33,14 +40,46 @@ def _show(uri: str, column: str | None, as_json: bool) -> int:
     if as_json:
         print(json.dumps(asdict(found), indent=1, ensure_ascii=False))
         return 0
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=120)
+    console = _console()
     if isinstance(found, Column):
         _print_column(console, found)
     else:
         _print_funnel(console, found)
     return 0
+
+
+def _show_slices(uri: str, by: By | None, as_json: bool) -> int:
+    found = read_slices(open_root(uri), [by] if by else KINDS)
+    if as_json:
+        told = {kind: [asdict(one) for one in slices] for kind, slices in found.items()}
+        print(json.dumps(told, indent=1, ensure_ascii=False))
+        return 0
+    console = _console()
+    for kind, slices in found.items():
+        console.print(_slices(kind, slices))
+    return 0
+
+
+def _console() -> Console:
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=120)
+
+
+def _slices(kind: str, slices: list[Slice]) -> Table:
+    table = Table(title=f"by {kind}", title_justify="left")
+    table.add_column("slice")
+    for name in ("rows", "lost", "dropped", "kept"):
+        table.add_column(name, justify="right")
+    table.add_column("dropped by")
+    for one in slices:
+        # Names of hosts come from the web: nothing in them may move the cursor.
+        host = "".join(char if char.isprintable() else "?" for char in one.name)
+        name = f"{one.folded:,} other" if one.name == "other" else host
+        by = ", ".join(f"{rule} {_share(rows, one.rows)}" for rule, rows in one.dropped.items())
+        lost = _share(sum(one.lost.values()), one.rows)
+        shares = (lost, f"{one.share_dropped:.1%}", f"{one.share_kept:.1%}")
+        table.add_row(Text(name), f"{one.rows:,}", *shares, Text(by))
+    return table
 
 
 def _print_funnel(console: Console, found: Summary) -> None:
