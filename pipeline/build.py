@@ -28,6 +28,7 @@ from pipeline.ingest.batch import load_batches
 from pipeline.ingest.stage import make_batches, run_ingest
 from pipeline.lease import Lease
 from pipeline.progress import Progress
+from pipeline.retract.run import finish
 from pipeline.rounds import pending_rows
 from pipeline.select.stage import run_select
 from pipeline.shard.stage import FEW, expected, run_shard
@@ -79,13 +80,15 @@ def build(request: Request) -> int:
     store.check()
     check_recipe(request.recipe)
     run = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
-    with Lease.acquire(store, run, on_lost=lambda: _leave(store.uri)) as lease:
+    with Lease.acquire(store, run, on_lost=lambda: leave(store.uri)) as lease:
         if isinstance(store, LocalStore):
             store.clear_scratch()
+        if finish(store, lease.check):
+            log.info("the retraction that was cut short is finished")
         return _Run(request, store, run, lease).go()
 
 
-def _leave(root: str) -> None:
+def leave(root: str) -> None:
     """Stop at once, writing nothing more: another run has the ROOT now. Workers of an embedded Ray end with us."""
     log.error("pairmill build: %s: this run has lost its lease to another run, and stops", root)
     os._exit(1)

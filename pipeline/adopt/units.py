@@ -13,11 +13,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.adopt.measure import COLUMNS
-from pipeline.download.blocklist import Blocklist, Match
+from pipeline.download.blocklist import OF_THE_IMAGE, Blocklist, Match, is_withdrawn
 from pipeline.download.pool import PoolWriter
 from pipeline.errors import StoreError
 from pipeline.images.errors import ImageError
 from pipeline.images.sniff import sniff
+from pipeline.retract.tombstone import Tombstones
 from pipeline.runner import Result
 from pipeline.shard.pool import PoolReader
 from pipeline.shard.writer import EXTENSIONS
@@ -46,8 +47,7 @@ class UnitAdopter:
         assert batch.adopted is not None
         self._copied = batch.adopted.copied
         self._generations = ingest.generations()
-        self._blocklist = Blocklist(recipe.download.blocklists)
-        self._blocks = bool(recipe.download.blocklists)
+        self._blocklist = Blocklist(recipe.download.blocklists, Tombstones.load(store))
         self._measured = measured
         self._maps: dict[str, pa.Table] = {}
         self._lock = threading.Lock()
@@ -133,7 +133,7 @@ class UnitAdopter:
 
     def _blocked(self, pairs: pa.Table, rows: pa.Table) -> pa.Table:
         """The recipe's hash lists hold for adopted images as for fetched ones, by what is known of them."""
-        if not self._blocks:
+        if not self._blocklist:
             return rows
         found = rows.to_pylist()
         matches = [self._match(url, row) for url, row in zip(pairs["url"].to_pylist(), found, strict=True)]
@@ -149,6 +149,8 @@ class UnitAdopter:
             if match is not None:
                 row |= {"status": STATUS_OF[match.reason], "reason": match.reason, "detail": match.detail}
                 row |= dict.fromkeys(POOL)
+            if match is not None and is_withdrawn(*match):
+                row |= dict.fromkeys(name for name in row if name in OF_THE_IMAGE)
         return pa.Table.from_pylist(found, rows.schema)
 
     def _match(self, url: str, row: dict[str, str | None]) -> Match | None:

@@ -3,13 +3,16 @@
 import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import InputError
 from pipeline.storage import open_store
+
+if TYPE_CHECKING:
+    from pipeline.retract.tombstone import Tombstones
 
 PDQ_DISTANCE: Final = 31
 PDQ_QUALITY: Final = 50
@@ -26,13 +29,34 @@ class Match(NamedTuple):
     detail: str
 
 
+OF_THE_IMAGE: Final = frozenset({
+    "final_url", "bytes", "sha256", "sha1", "md5", "format", "original_width", "original_height", "width", "height",
+    "exif",
+})  # fmt: skip
+"""What an outcome does not say of an image that was withdrawn."""
+
+_WITHDRAWN: Final = "retraction "
+
+
+def withdrawn_by(retraction: str) -> Match:
+    """What matched a tombstone: nothing else is told of it."""
+    return Match("blocklisted", f"{_WITHDRAWN}{retraction}")
+
+
+def is_withdrawn(reason: str | None, detail: str | None) -> bool:
+    """Whether a row ended by a tombstone, so that no hash of its bytes may be kept."""
+    return reason == "blocklisted" and (detail or "").startswith(_WITHDRAWN)
+
+
 class Blocklist:
     """Lines are a hash in hex (32 digits: md5 of bytes or URL; 40: sha1; 64: sha256) or `kind:hash`, which PDQ needs.
 
-    Fails closed: a list that cannot be read or a line that is no hash is an InputError, not a line to skip.
+    Fails closed: a list that cannot be read or a line that is no hash is an InputError, not a line to skip. What was
+    withdrawn from the ROOT (`tombstones`) comes before all lists.
     """
 
-    def __init__(self, files: Sequence[str] = ()) -> None:
+    def __init__(self, files: Sequence[str] = (), tombstones: "Tombstones | None" = None) -> None:
+        self._tombstones = tombstones
         self._hashes: dict[tuple[str, str], str] = {}
         self._kinds: set[str] = set()
         self._pdq: list[tuple[str, str]] = []
@@ -72,9 +96,12 @@ class Blocklist:
                 self._hashes.setdefault((one, digits), reason)
                 self._kinds.add(one)
 
+    def __bool__(self) -> bool:
+        return bool(self._kinds or self._tombstones)
+
     @property
     def has_pdq(self) -> bool:
-        return bool(self._pdq)
+        return bool(self._pdq) or (self._tombstones is not None and self._tombstones.has_pdq)
 
     @property
     def has_urls(self) -> bool:
@@ -82,6 +109,8 @@ class Blocklist:
 
     def url(self, url: str) -> Match | None:
         """What matched, for a URL as given (img2dataset's and LAION's url md5), or None."""
+        if self._tombstones and (name := self._tombstones.url(url)):
+            return withdrawn_by(name)
         if not self.has_urls:
             return None
         return self._match("url_md5", hashlib.md5(url.encode("utf-8", "replace"), usedforsecurity=False).hexdigest())
@@ -89,14 +118,18 @@ class Blocklist:
     def body(self, body: bytes, known: Mapping[str, str]) -> Match | None:
         """What matched among the hashes of a body, or None; `known` are those that are there already, by kind."""
         for kind in ("sha256", "sha1", "md5"):
-            if kind in self._kinds:
+            if kind in self._kinds or self._tombstones:
                 digest = known.get(kind) or hashlib.new(kind, body, usedforsecurity=False).hexdigest()
+                if self._tombstones and (name := self._tombstones.body({kind: digest})):
+                    return withdrawn_by(name)
                 if match := self._match(kind, digest):
                     return match
         return None
 
     def image(self, pdq: str, quality: int) -> Match | None:
         """The nearest PDQ entry within PDQ_DISTANCE of `pdq` (64 hex digits), or None."""
+        if self._tombstones and (name := self._tombstones.pdq(pdq, quality)):
+            return withdrawn_by(name)
         if not self._pdq or quality < PDQ_QUALITY:
             return None
         if self._packed is None:

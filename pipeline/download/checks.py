@@ -28,6 +28,9 @@ class BodyChecks:
         """Hash the body into `values`, end `rows` in `reasons`, and add to `fetched` the signals in the bytes."""
         body = fetched.body
         assert body is not None
+        if fetched.final_url and (match := self._blocklist.url(fetched.final_url)):
+            _end(rows, reasons, *match)
+            return
         for kind in self._hashes:
             values[kind] = hashlib.new(kind, body, usedforsecurity=False).hexdigest()
         values["bytes"] = len(body)
@@ -47,7 +50,10 @@ class BodyChecks:
                     reasons.setdefault(row, ("hash_mismatch", f"{kind} {values[kind]}, expected {expected}"))
 
     def image(self, data: bytes, rows: list[int], reasons: Reasons) -> bool:
-        """Whether an image may be stored, as far as PDQ lists say; where not, `rows` have ended."""
+        """Whether an image may be stored, by its own hash and by PDQ; where not, `rows` have ended."""
+        if self._blocklist and (match := self._blocklist.body(data, {})):
+            _end(rows, reasons, *match)
+            return False
         if not self._blocklist.has_pdq:
             return True
         from pipeline.dedupe.hashes import hash_image

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.download.blocklist import Blocklist
+from pipeline.download.blocklist import OF_THE_IMAGE, Blocklist, is_withdrawn
 from pipeline.download.checks import BodyChecks, Reasons
 from pipeline.download.fetch import Fetched, Fetcher
 from pipeline.download.pool import PoolWriter
@@ -23,6 +23,7 @@ from pipeline.download.rows import Outcomes, Target, by_host, targets
 from pipeline.faults import fault_point
 from pipeline.images.process import ImageError, ImageProcessor, Processed
 from pipeline.images.sandbox import SandboxedProcessor
+from pipeline.retract.tombstone import Tombstones
 from pipeline.runner import Result, Unit
 from pipeline.storage import open_store
 from pipeline.units import MAX_LONE_DEATHS, Attempt, Output, StageFolder, count
@@ -43,7 +44,7 @@ class DownloadWorker:
         self._folder = StageFolder(self._store, "download", download)
         self._settings = settings
         self._run = run
-        self._blocklist = Blocklist(settings.blocklists)
+        self._blocklist = Blocklist(settings.blocklists, Tombstones.load(self._store))
         self._checks = BodyChecks(settings, self._blocklist)
         self._threads = ThreadPoolExecutor(DECODE_THREADS)
         self._turns = itertools.count()
@@ -189,6 +190,8 @@ class DownloadWorker:
             if reason is not None:
                 own = {name: value for name, value in own.items() if not name.startswith("pool_")}
                 own["detail"] = detail
+            if is_withdrawn(reason, detail):
+                own = {name: value for name, value in own.items() if name not in OF_THE_IMAGE}
             own["url_md5"] = hashlib.md5(columns["url"][row].encode(), usedforsecurity=False).hexdigest()
             made.set(row, reason, own)
             for signal in signals:

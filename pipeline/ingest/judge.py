@@ -12,6 +12,7 @@ from pipeline.download.blocklist import Blocklist
 from pipeline.ingest.describe import TextDescriber
 from pipeline.ingest.prefilter import Prefilter
 from pipeline.ingest.text import make_caption
+from pipeline.retract.tombstone import Tombstones
 from schemas.recipe import Ingest
 from schemas.statuses import STATUS_OF
 from schemas.tables import PAIRS, REJECTS
@@ -46,7 +47,7 @@ class Judge:
 
     def __init__(
         self, batch: str, settings: Ingest, kept: list[str], sources: list[str], untexted: Iterable[int],
-        describe: TextDescriber, blocklist: Blocklist | None = None,
+        describe: TextDescriber, blocklist: Blocklist | None = None, tombstones: Tombstones | None = None,
     ) -> None:  # fmt: skip
         self._batch = batch
         self._settings = settings
@@ -55,6 +56,7 @@ class Judge:
         self._untexted = pa.array(sorted(untexted), pa.int32())
         self._describe = describe
         self._blocklist = blocklist or Blocklist()
+        self._tombstones = tombstones or Tombstones({})
         self._prefilter = Prefilter(settings.prefilter, kept)
 
     def __call__(self, located: pa.Table, earlier: Iterable[Kept]) -> Judged:
@@ -66,6 +68,12 @@ class Judge:
         rows = self._described(located)
         reasons = self._own_reasons(located, rows["n_words"])
         details: list[str | None] = located["detail"].to_pylist()
+        withdrawn = self._withdrawn(rows)
+        for index, retraction in enumerate(withdrawn):
+            if retraction is not None:
+                # Another reason's detail may quote the URL.
+                details[index] = retraction if reasons[index] is None else None
+                reasons[index] = reasons[index] or "retracted"
         if self._blocklist.has_urls:
             for index, url in enumerate(rows["url"].to_pylist()):
                 if reasons[index] is None and (match := self._blocklist.url(url)):
@@ -87,7 +95,7 @@ class Judge:
         kept = pa.array([reason is None for reason in reasons], pa.bool_())
         pairs = rows.filter(kept)
         as_given = rows.set_column(rows.column_names.index("text"), "text", located["text"])
-        rejects = as_given.filter(pc.invert(kept))
+        rejects = _forgotten(as_given, withdrawn).filter(pc.invert(kept))
         rejects = rejects.take(np.lexsort((rejects["source_row"].to_numpy(), rejects["file"].to_numpy())))
         return Judged(
             _fitted(self._captioned(pairs), with_src(PAIRS, self._kept)),
@@ -149,12 +157,33 @@ class Judge:
                 survivors[key] = uid
         return uids, dup_of
 
+    def _withdrawn(self, rows: pa.Table) -> list[str | None]:
+        """For each row, the retraction that named its URL, its host or its uid."""
+        if not self._tombstones:
+            return [None] * len(rows)
+        columns = (rows[name].to_pylist() for name in ("url", "fetch_url", "text"))
+        return [
+            self._tombstones.url(url, fetched) or self._tombstones.has("uid", uid_of(url, text)) if url else None
+            for url, fetched, text in zip(*columns, strict=True)
+        ]
+
     def _captioned(self, pairs: pa.Table) -> pa.Table:
         captions = pairs["text"]
         if self._settings.normalise or self._settings.redact:
             made = [make_caption(t, self._settings.normalise, self._settings.redact) for t in captions.to_pylist()]
             captions = pa.array(made, pa.large_string())
         return pairs.append_column("caption", captions)
+
+
+def _forgotten(rows: pa.Table, withdrawn: list[str | None]) -> pa.Table:
+    """Rows that were withdrawn say where in the input they are, and nothing that the input says there."""
+    if not any(withdrawn):
+        return rows
+    gone = pa.array([name is not None for name in withdrawn], pa.bool_())
+    for index, field in enumerate(rows.schema):
+        if field.name in ("url", "text", "uid", "dup_of", "text_repaired") or field.name.startswith("src_"):
+            rows = rows.set_column(index, field, pc.if_else(gone, pa.scalar(None, field.type), rows[field.name]))
+    return rows
 
 
 _MANY_BYTES = 1 << 30

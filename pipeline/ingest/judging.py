@@ -16,6 +16,7 @@ from pipeline.ingest.describe import describer_of
 from pipeline.ingest.judge import Judge, Judged, Kept
 from pipeline.ingest.partition import in_range
 from pipeline.ingest.scan import Scan
+from pipeline.retract.tombstone import Tombstones
 from pipeline.runner import Result, Unit
 from pipeline.storage import Store, open_store
 from pipeline.units import MAX_LONE_DEATHS, Attempt, Output, StageFolder, count
@@ -35,7 +36,7 @@ class UnitJudge:
         self._batch = Batch.model_validate_json(self._store.read(f"batches/{batch}.json"))
         self._units = {unit.unit: unit for unit in self._batch.units}
         self._parts = Scan.from_bytes(self._store.read(f"{scratch}/manifest.json")).reader(self._store)
-        self._judge = judge_of(self._batch, Blocklist(blocklists))
+        self._judge = judge_of(self._batch, Blocklist(blocklists), Tombstones.load(self._store))
         self._earlier = EarlierPairs(self._store, self._folder, self._batch.batch)
         self._neighbours: tuple[str, pa.Table] | None = None
 
@@ -83,15 +84,15 @@ class UnitJudge:
         return digest([files, self._batch.settings, span.first, span.last, span.rows])
 
 
-def judge_of(batch: Batch, blocklist: Blocklist) -> Judge:
-    """The judge of a batch's rows; `blocklist` holds for this run, whatever the batch's settings say.
+def judge_of(batch: Batch, blocklist: Blocklist, tombstones: Tombstones) -> Judge:
+    """The judge of a batch's rows; `blocklist` and `tombstones` hold for this run, whatever the batch's settings say.
 
     Raises InputError if the batch's prefilter or its language model cannot be used.
     """
     settings = Ingest.model_validate(batch.settings)
     untexted = [index for index, file in enumerate(batch.files) if file.format == "txt" or not settings.caption_col]
     sources = [file.source for file in batch.files]
-    return Judge(batch.batch, settings, batch.kept, sources, untexted, describer_of(batch), blocklist)
+    return Judge(batch.batch, settings, batch.kept, sources, untexted, describer_of(batch), blocklist, tombstones)
 
 
 def commit(store: Store, folder: StageFolder, attempt: Attempt, judged: Judged, input_digest: str) -> UnitRecord:

@@ -1,0 +1,1 @@
+"""Withdrawing rows for good: `jobs.retract`, and the tombstones that every later run honours."""

@@ -1,0 +1,117 @@
+"""What else may hold something withdrawn: old generations, leftovers of kills, scratch, old tables, pages."""
+
+import re
+from collections.abc import Collection
+
+from pipeline.faults import fault_point
+from pipeline.retract.read import SET_LEVEL, every_folder, parquet_files, read_columns
+from pipeline.retract.rewrite import Leaving, rewritten
+from pipeline.retract.tombstone import FOLDER
+from pipeline.rounds import read_rounds, unfinished
+from pipeline.storage import LocalStore, Store
+from pipeline.tables import read_published
+from pipeline.units import StageFolder
+from schemas.recipe import ORDER
+from schemas.records import UnitRecord
+from schemas.tables import TABLES
+
+PAGES = ("html", "htm", "pdf", "svg", "png", "jpg", "jpeg", "webp", "gif", "avif")
+"""Endings of contact sheets and pages, which show images or URLs."""
+
+_RECORD = re.compile(r"units/(\d+-\d+)\.(\d+)\.json$")
+_ITS_OWN = re.compile(r"/(units|attempts|rounds)/|/complete\.json$|/dataset/(sizes|dataset)\.json$")
+
+
+def undo_unfinished_rounds(store: Store) -> None:
+    """Take back what killed runs made of a round: the next build decides it again, over the rows that are left."""
+    for folder in every_folder(store, *SET_LEVEL):
+        rounds = read_rounds(folder)
+        generations = folder.generations()
+        if not rounds or not unfinished(rounds[-1:], generations):
+            continue
+        for unit in rounds[-1].units:
+            for path, _ in list(store.files(f"{folder.base}/units")):
+                if (match := _RECORD.search(path)) and match[1] == unit["unit"]:
+                    store.delete(path)
+        store.delete(f"{folder.base}/rounds/{rounds[-1].round}.json")
+
+
+def remove_old_generations(folder: StageFolder, leaving: Leaving) -> None:
+    """Forget what units were before this retraction, and whatever earlier generation holds something withdrawn."""
+    store = folder.store
+    current = folder.generations()
+    old: dict[str, list[int]] = {}
+    for path, _ in store.files(f"{folder.base}/units"):
+        if (match := _RECORD.search(path)) and int(match[2]) < current[match[1]]:
+            old.setdefault(match[1], []).append(int(match[2]))
+    for unit, generations in sorted(old.items()):
+        record = folder.record(unit, current[unit])
+        named = {entry.path for entry in record.files}
+        for generation in generations:
+            before = folder.record(unit, generation)
+            if rewritten(folder, record, leaving) or _holds(folder, before, named, leaving):
+                store.delete(f"{folder.base}/units/{unit}.{generation}.json")
+                fault_point("mid-removal", folder.stage)
+
+
+def _holds(folder: StageFolder, record: UnitRecord, named: Collection[str], leaving: Leaving) -> bool:
+    for entry in parquet_files(record):
+        if entry.path not in named and _is_there(folder, entry.path):
+            table = read_columns(folder, entry, ["uid", "url"])
+            if "uid" in table.column_names and leaving.uids(table["uid"], also_again=False).any():
+                return True
+            if "url" in table.column_names and any(leaving.url(url) for url in table["url"].to_pylist()):
+                return True
+    return False
+
+
+def _is_there(folder: StageFolder, path: str) -> bool:
+    return folder.store.size(f"{folder.base}/{path}") is not None
+
+
+def remove_unrecorded(store: Store) -> int:
+    """Remove every file of the stages that no record names: of old generations, killed attempts, scratch; how many."""
+    removed = 0
+    for folder in every_folder(store):
+        named = set()
+        for path, _ in store.files(f"{folder.base}/units"):
+            if match := _RECORD.search(path):
+                named |= {f"{folder.base}/{entry.path}" for entry in folder.record(match[1], int(match[2])).files}
+        for path, _ in list(store.files(folder.base)):
+            if path not in named and not _ITS_OWN.search(path):
+                store.delete(path)
+                removed += 1
+                fault_point("mid-removal", folder.stage)
+    for entry in store.unfinished():
+        store.discard(entry.path)
+    return removed
+
+
+def remove_old_tables(store: Store) -> None:
+    """Remove every version of the tables but the one that latest.json names."""
+    for table in TABLES:
+        published = read_published(store, table)
+        current = {file.path for file in published.files} if published else set()
+        for path, _ in list(store.files(f"tables/{table}")):
+            if path not in current and not path.endswith("/latest.json"):
+                store.delete(path)
+        _remove_empty(store, f"tables/{table}", published.version if published else None)
+
+
+def _remove_empty(store: Store, folder: str, version: int | None) -> None:
+    if isinstance(store, LocalStore):
+        for name in store.folders(folder):
+            if name != f"v{version}":
+                (store.root / folder / name).rmdir()
+
+
+def pages_and_others(store: Store) -> tuple[list[str], list[str]]:
+    """Files under ROOT that no part of it made: pages and pictures, and all others."""
+    ours = tuple(f"{name}/" for name in (*ORDER, "batches", "runs", "tables", FOLDER))
+    pages: list[str] = []
+    others: list[str] = []
+    for path, _ in store.files(""):
+        if path.startswith(ours) or path in ("run.json", "lease.json", "views.sql"):
+            continue
+        (pages if path.rpartition(".")[2].lower() in PAGES else others).append(path)
+    return sorted(pages), sorted(others)
