@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from pipeline.faults import fault_point
-from pipeline.root import current_folders, read_runs
+from pipeline.root import adopted_scores, current_folders, read_runs
 from pipeline.storage import LocalStore, Store
 from pipeline.tables import read_published
 from pipeline.units import StageFolder, fingerprints
@@ -35,7 +35,8 @@ def removals(store: Store, keep: int = KEEP) -> list[Removal]:
     """All that is no longer current, for the holder of the lease.
 
     Never batches, runs and the lease, nor anything that a current record names: the folders of stages that are
-    current, those they were made from, those of the newest run (it may go on), and those the tables were made from.
+    current, those they were made from, those of the newest run (it may go on), those the tables were made from, and
+    adopted scores.
     """
     found = [Removal(entry.path, 1, entry.size, "unfinished") for entry in store.unfinished()]
     found += _versions(store, keep)
@@ -106,6 +107,7 @@ def _versions(store: Store, keep: int) -> Iterator[Removal]:
 def _kept(store: Store) -> set[tuple[str, str]]:
     """(stage, fingerprint) of every folder that something current reads."""
     kept = {(stage, folder.fingerprint) for stage, folder in current_folders(store).items()}
+    kept.add(("embed", adopted_scores(store).fingerprint))
     for table in TABLES:
         if published := read_published(store, table):
             kept.update((stage, stamp.split(" ")[0]) for stage, stamp in published.made_from.items())

@@ -4,7 +4,7 @@ A predicate that is false, null or an error for a row fails it.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import duckdb
 import pyarrow as pa
@@ -34,24 +34,11 @@ class Rules:
             if not _NAME.fullmatch(name) or name.lower() in seen:
                 raise InputError(f"recipe {place}: {name!r} is no name of its own of letters, digits and underscores")
             seen.add(name.lower())
-            self._validate(f"recipe {place}.{name}: {predicate!r}", predicate)
+            if problem := flaw(self._engine, predicate, "rows_", schema.names):
+                raise InputError(f"recipe {place}.{name}: {predicate!r} {problem}")
         self.columns = [name for name in schema.names if self._rules and self._needs(name)]
         """Columns that some predicate names."""
         self._engine.unregister("rows_")
-
-    def _validate(self, place: str, predicate: str) -> None:
-        try:
-            self._engine.extract_statements(f"SELECT\n{predicate}\n")  # it stands without our parentheses
-            # WHERE refuses windows and aggregates, TRY refuses subqueries and random functions.
-            found = self._engine.execute(
-                f"SELECT TRY((\n{predicate}\n)) FROM rows_ WHERE TRY((\n{predicate}\n))"
-            ).description
-        except duckdb.Error as error:
-            reason = " ".join(str(error).split("\n\n")[0].split())
-            names = ", ".join(self._schema.names)
-            raise InputError(f"{place} is no SQL condition on a row ({reason}); columns are {names}") from None
-        if str(found[0][1]) != "BOOLEAN":
-            raise InputError(f"{place} gives {found[0][1]}, not true or false; compare it with something")
 
     def _needs(self, column: str) -> bool:
         """Whether some predicate cannot be bound without the column."""
@@ -77,9 +64,26 @@ class Rules:
         self._engine.register("rows_", named)
         try:
             # DuckDB keeps the order of what it reads (preserve_insertion_order, its default).
-            return self._engine.execute(f"SELECT {self._verdicts()} FROM rows_").to_arrow_table()
+            return self._engine.sql(f"SELECT {self._verdicts()} FROM rows_").to_arrow_table()
         finally:
             self._engine.unregister("rows_")
+
+
+def flaw(engine: duckdb.DuckDBPyConnection, predicate: str, table: str, columns: Iterable[str]) -> str | None:
+    """What is wrong with a predicate over these columns of a table the engine knows (best an empty one), or None."""
+    names = list(columns)
+    try:
+        engine.extract_statements(f"SELECT\n{predicate}\n")  # it stands without our parentheses
+        # WHERE refuses windows and aggregates, TRY refuses subqueries and random functions.
+        rows = f"(SELECT {', '.join(map(_quote, names))} FROM {table})"
+        query = f"SELECT TRY((\n{predicate}\n)) FROM {rows} WHERE TRY((\n{predicate}\n))"
+        kind = str(engine.execute(query).description[0][1])
+    except duckdb.Error as error:
+        reason = " ".join(str(error).split("\n\n")[0].split())
+        return f"is no SQL condition on a row ({reason}); columns are {', '.join(names)}"
+    if kind != "BOOLEAN":
+        return f"gives {kind}, not true or false; compare it with something; columns are {', '.join(names)}"
+    return None
 
 
 def _quote(name: str) -> str:

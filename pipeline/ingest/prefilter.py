@@ -4,6 +4,7 @@ import duckdb
 import pyarrow as pa
 
 from pipeline.errors import InputError
+from pipeline.rules import flaw
 from schemas.tables import PAIRS
 
 COLUMNS = pa.schema(
@@ -34,24 +35,10 @@ class Prefilter:
         self._connection.register("rows_", empty)
         try:
             for name, predicate in rules.items():
-                self._validate(name, predicate)
+                if problem := flaw(self._connection, predicate, "rows_", self._columns.names):
+                    raise InputError(f"ingest.prefilter.{name}: {predicate!r} {problem}")
         finally:
             self._connection.unregister("rows_")
-
-    def _validate(self, name: str, predicate: str) -> None:
-        place = f"ingest.prefilter.{name}: {predicate!r}"
-        try:
-            self._connection.extract_statements(f"SELECT\n{predicate}\n")  # it stands without our parentheses
-            # WHERE refuses windows and aggregates, TRY refuses subqueries and random functions.
-            found = self._connection.execute(
-                f"SELECT TRY((\n{predicate}\n)) FROM rows_ WHERE TRY((\n{predicate}\n))"
-            ).description
-        except duckdb.Error as error:
-            reason = " ".join(str(error).split("\n\n")[0].split())
-            names = ", ".join(self._columns.names)
-            raise InputError(f"{place} is no SQL condition on a row ({reason}); columns are {names}") from None
-        if str(found[0][1]) != "BOOLEAN":
-            raise InputError(f"{place} gives {found[0][1]}, not true or false; compare it with something")
 
     def failing(self, rows: pa.Table) -> list[str | None]:
         """For each row the name of the first rule it fails, or None."""

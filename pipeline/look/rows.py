@@ -14,6 +14,8 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 
 from pipeline.errors import InputError
+from pipeline.metadata import PIXELS
+from pipeline.rules import flaw
 from pipeline.storage import Store
 from pipeline.tables import open_table, read_published
 
@@ -21,12 +23,14 @@ Row = dict[str, Any]
 """An input row: its columns of all tables, without nulls."""
 
 JOINED = ("pairs", "decisions", "duplicates", "hashes", "scores")
-"""Tables that add their columns to those of outcomes, by uid; where two have a name, the first has it."""
+"""Tables that add their columns to those of outcomes, by uid; where two have a name, the first has it. Of the scores of
+several encoders those of the first by name are taken."""
 
 MEMBERS = 11
 """Dropped rows shown of a group; the rest is counted."""
 
 _FIRST_ROWS = 50_000
+_PIXELS = "original_width::BIGINT * original_height AS pixels"
 _UIDS = 1 << 128
 _END = "g"
 """After every uid."""
@@ -61,7 +65,8 @@ class Rows:
                 if field.name not in self._table_of:
                     self._table_of[field.name] = table
                     fields.append(field)
-        self._schema = pa.schema(fields)
+        self._table_of[PIXELS.name] = "outcomes"
+        self._schema = pa.schema([*fields, PIXELS])
         self._engine = duckdb.connect(config={"enable_external_access": "false"})
         self._engine.execute("SET python_enable_replacements = false")
         for table, dataset in self._datasets.items():
@@ -72,22 +77,9 @@ class Rows:
     def named(self, predicate: str) -> list[str]:
         """The columns that a predicate names. Raises InputError for one that is no condition on a row."""
         names = self._schema.names
-        if problem := self._problem(predicate, names):
-            known = ", ".join(sorted(names))
-            raise InputError(f"--where {predicate!r} is no SQL condition on a row ({problem}); columns are {known}")
-        return [name for name in names if self._problem(predicate, [other for other in names if other != name])]
-
-    def _problem(self, predicate: str, names: list[str]) -> str | None:
-        columns = ", ".join(map(_quote, names))
-        try:
-            self._engine.extract_statements(f"SELECT\n{predicate}\n")  # it stands without our parentheses
-            # WHERE refuses windows and aggregates, TRY refuses subqueries and random functions.
-            rows = f"(SELECT {columns} FROM none_)"
-            query = f"SELECT TRY((\n{predicate}\n)) FROM {rows} WHERE TRY((\n{predicate}\n))"
-            kind = str(self._engine.execute(query).description[0][1])
-        except duckdb.Error as error:
-            return " ".join(str(error).split("\n\n")[0].split())
-        return None if kind == "BOOLEAN" else f"it gives {kind}, not true or false; compare it with something"
+        if problem := flaw(self._engine, predicate, "none_", names):
+            raise InputError(f"--where {predicate!r} {problem}")
+        return [name for name in names if flaw(self._engine, predicate, "none_", [n for n in names if n != name])]
 
     def sample(self, predicate: str, count: int, seed: int) -> list[Row]:
         """Up to `count` rows for which the predicate is true, in an order that the seed decides."""
@@ -156,10 +148,13 @@ class Rows:
             if (columns := of.setdefault(self._table_of[name], ["uid"])) and name not in columns:
                 columns.append(name)
         of.pop("rejects", None)
-        parts = [
-            f"(SELECT {', '.join(map(_quote, columns))} FROM {joined}_ WHERE uid >= '{low}' AND uid < '{high}')"
-            for joined, columns in of.items()
-        ]
+        parts = []
+        for joined, columns in of.items():
+            selected = ", ".join(_PIXELS if name == PIXELS.name else _quote(name) for name in columns)
+            part = f"SELECT {selected} FROM {joined}_ WHERE uid >= '{low}' AND uid < '{high}'"
+            if joined == "scores":
+                part = part.replace("SELECT", "SELECT DISTINCT ON (uid)", 1) + " ORDER BY uid, encoder"
+            parts.append(f"({part})")
         joins = " ".join(f"LEFT JOIN {part} USING (uid)" for part in parts[1:])
         missing = [name for name in named if self._table_of[name] == "rejects"]
         nulls = "".join(f", NULL AS {_quote(name)}" for name in missing)
@@ -177,11 +172,11 @@ class Rows:
         near = (ds.field("uid") >= min(uids)) & (ds.field("uid") <= max(uids))
         for table in ("outcomes", *JOINED):
             if table in self._datasets:
-                mine = [name for name, of in self._table_of.items() if of == table]
+                mine = [name for name, of in self._table_of.items() if of == table and name != PIXELS.name]
                 columns = list(dict.fromkeys(["uid", *mine]))
                 for row in _rows_of(self._datasets[table].to_table(columns, filter=near & ds.field("uid").isin(uids))):
                     if table == "outcomes" or row["uid"] in found:
-                        found.setdefault(row["uid"], {}).update(row)
+                        found[row["uid"]] = row | found.get(row["uid"], {})  # the first encoder's scores stay
         return list(found.values())
 
     def _fetch(self, query: str) -> list[Row]:
