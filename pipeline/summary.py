@@ -54,6 +54,8 @@ def summarise(store: Store) -> Summary:
     stages: list[StageSummary] = []
     before = input_rows
     for stage, folder in folders.items():
+        if stage == "select":  # decides on every row of the pool, duplicates too
+            before = sum_rows(rows, stage="download", status="ok")
         done = folder.completed()
         judged = sum_rows(rows, stage=stage)
         out = sum_rows(rows, stage=stage, status="ok")

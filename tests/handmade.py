@@ -10,7 +10,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.dedupe.stage import run_dedupe
 from pipeline.download.pool import PoolWriter
+from pipeline.select.stage import run_select
 from pipeline.shard.stage import run_shard
 from pipeline.stop import StopFlag
 from pipeline.storage import LocalStore, Store
@@ -21,7 +23,7 @@ from schemas.records import Batch, InputFile, RunRecord, UnitRange, UnitRecord, 
 from schemas.tables import CONSENT, OUTCOMES, PAIRS, REJECTS
 from tests.pool_fixture import picture
 
-RECIPE = Recipe.model_validate({"shard": {"number_sample_per_shard": 16}})
+RECIPE = Recipe.model_validate({"shard": {"number_sample_per_shard": 16}, "dedupe": {"levels": {"bytes": True}}})
 FETCHED = datetime(2026, 1, 1, tzinfo=UTC)
 UNIT_ROWS = 20
 
@@ -39,7 +41,7 @@ class HandmadeRoot:
     def __init__(self, store: Store) -> None:
         self.store = store
         before: dict[str, str] = {}
-        for stage in ("ingest", "download", "shard"):
+        for stage in ("ingest", "download", "dedupe", "select", "shard"):
             before[stage] = fingerprint(RECIPE, stage, dict(before))
         self.folders = {stage: StageFolder(store, stage, name) for stage, name in before.items()}
         self._batches: list[str] = []
@@ -70,8 +72,9 @@ class HandmadeRoot:
         """Complete the stages, write the dataset and publish the tables; returns the tables' version."""
         self.complete("ingest", "download")
         stop = StopFlag(self.store.uri, "run")
-        run_shard(self.store, RECIPE, self.folders, self.folders["shard"], "run", stop, lambda result: None)
-        self.complete("shard")
+        for stage, run in (("dedupe", run_dedupe), ("select", run_select), ("shard", run_shard)):
+            run(self.store, RECIPE, self.folders, self.folders[stage], "run", stop, lambda result: None)
+            self.complete(stage)
         return publish(self.store, self.folders)
 
     def complete(self, *stages: str) -> None:

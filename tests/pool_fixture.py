@@ -12,8 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from pipeline.dedupe.stage import needs_hashes, run_dedupe, run_hashes
+from pipeline.select.stage import run_select
+from pipeline.stop import StopFlag
 from pipeline.storage import LocalStore, Store
 from pipeline.units import Output, StageFolder, count
+from schemas.recipe import Recipe, parse_recipe
 from schemas.records import UnitRecord
 from schemas.tables import OUTCOMES
 
@@ -45,6 +49,18 @@ def caption_of(number: int) -> str:
 def exif_of(number: int) -> str | None:
     """One image in ten has EXIF."""
     return None if number % 10 else '{"Image Make": "Camera"}'
+
+
+def curate(pool: "Pool", recipe: Recipe | None = None, run: str = "run") -> dict[str, StageFolder]:
+    """Run `dedupe` (by default without a level) and `select` on the pool; returns the folders of all stages so far."""
+    recipe = recipe or parse_recipe({"dedupe": {"levels": {}}}, "test")
+    folders = {"download": pool.folder}
+    stop = StopFlag(pool.store.uri, run)
+    for stage, work in (("hashes", run_hashes), ("dedupe", run_dedupe), ("select", run_select)):
+        if stage != "hashes" or needs_hashes(recipe.dedupe):
+            folders[stage] = StageFolder(pool.store, stage, f"{stage[0]}0")
+            work(pool.store, recipe, folders, folders[stage], run, stop, lambda result: None)
+    return folders
 
 
 class Pool:

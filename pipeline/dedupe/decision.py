@@ -51,7 +51,7 @@ class Decision:
         """The eligible rows that earlier rounds kept."""
         rows = gather.read(earlier)
         gone = [self._dropped(record) for record in self._folder.iter_records()]
-        kept = ~np.isin(as_keys(rows.table["uid"]), np.concatenate([as_keys([]), *gone]))
+        kept = ~np.isin(as_keys(rows.table["uid"]), np.concatenate([np.empty(0, "S16"), *gone]))
         return rows.table.filter(pa.array(kept & rows.eligible.to_numpy()))
 
     def _dropped(self, record: UnitRecord) -> Keys:

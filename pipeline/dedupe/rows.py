@@ -119,7 +119,6 @@ def digests(texts: pa.ChunkedArray) -> pa.Array:
     return pa.array(made, pa.binary(16))
 
 
-def as_keys(uids: pa.ChunkedArray | pa.Array | Sequence[bytes]) -> Keys:
+def as_keys(uids: pa.ChunkedArray | pa.Array) -> Keys:
     """16-byte uids as numpy's strings, which sort and compare as they do."""
-    values = uids if isinstance(uids, list) else uids.to_pylist()
-    return np.frombuffer(b"".join(values), "S16")
+    return np.frombuffer(b"".join(uids.to_pylist()), "S16")

@@ -20,11 +20,10 @@ Sample = dict[str, Any]
 """key, uid, caption, and the sha256 its image must have"""
 
 
-def made_from(store: Store, shard: Folder, current: Folder | None) -> str:
-    """Base of the download folder that the dataset was made from: dataset.json names it."""
+def made_from(store: Store, shard: Folder) -> dict[str, str]:
+    """stage → fingerprint of what the dataset was made from, by dataset.json; empty while there is none."""
     tagged = store.read_tagged(f"{shard.base}/dataset/dataset.json")
-    named = json.loads(tagged[0])["fingerprints"].get("download") if tagged else None
-    return f"download/{named}" if named else (current.base if current else "")
+    return dict(json.loads(tagged[0])["fingerprints"]) if tagged else {}
 
 
 def shard_name(record: UnitRecord) -> str:

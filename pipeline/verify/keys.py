@@ -4,7 +4,7 @@ The keys of every row go to a DuckDB file in a temporary folder, so that memory 
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import mkdtemp
 from types import TracebackType
@@ -22,7 +22,12 @@ INSERT_ROWS = 100_000
 _TABLES = """
 CREATE TABLE pairs (uid VARCHAR, source VARCHAR, source_row BIGINT, batch VARCHAR);
 CREATE TABLE rejects (uid VARCHAR, source VARCHAR, source_row BIGINT, batch VARCHAR, reason VARCHAR, dup_of VARCHAR);
-CREATE TABLE outcomes (uid VARCHAR, folder VARCHAR, unit VARCHAR, generation INT, pool_sha256 VARCHAR);
+CREATE TABLE outcomes (uid VARCHAR, folder VARCHAR, unit VARCHAR, generation INT, pool_sha256 VARCHAR,
+                       sha256 VARCHAR, text_key UBIGINT);
+CREATE TABLE hashes (uid VARCHAR, pdq VARCHAR);
+CREATE TABLE duplicates (uid VARCHAR, dup_of VARCHAR, level VARCHAR, distance DOUBLE, group_id VARCHAR, folder VARCHAR);
+CREATE TABLE decisions (uid VARCHAR, kept BOOLEAN, dropped_by VARCHAR, unit VARCHAR, folder VARCHAR);
+CREATE TABLE read (unit VARCHAR, generation INT, folder VARCHAR);
 CREATE TABLE samples (uid VARCHAR, key VARCHAR, shard VARCHAR, caption VARCHAR);
 CREATE TABLE files (batch VARCHAR, source VARCHAR, rows BIGINT, whole BOOLEAN);
 CREATE TABLE taken (unit VARCHAR, generation INT);
@@ -30,12 +35,19 @@ CREATE TABLE taken (unit VARCHAR, generation INT);
 COLUMNS = {
     "pairs": ("uid", "source", "source_row", "batch"),
     "rejects": ("uid", "source", "source_row", "batch", "reason", "dup_of"),
-    "outcomes": ("uid", "folder", "unit", "generation", "pool_sha256"),
+    "outcomes": ("uid", "folder", "unit", "generation", "pool_sha256", "sha256", "text"),
+    "hashes": ("uid", "pdq"),
+    "duplicates": ("uid", "dup_of", "level", "distance", "group_id", "folder"),
+    "decisions": ("uid", "kept", "dropped_by", "unit", "folder"),
+    "read": ("unit", "generation", "folder"),
     "samples": ("uid", "key", "shard", "caption"),
     "files": ("batch", "source", "rows", "whole"),
     "taken": ("unit", "generation"),
 }
 """`outcomes` holds the ok rows alone."""
+
+_STORED = {"text": "md5_number_lower(coalesce(text, ''))"}
+"""Columns that are stored as something shorter."""
 
 _INPUT_ROWS = "SELECT batch, source, source_row FROM pairs UNION ALL SELECT batch, source, source_row FROM rejects"
 
@@ -70,9 +82,6 @@ _SAMPLES = (
        FROM samples s LEFT JOIN (FROM outcomes WHERE folder = $folder) o USING (uid) WHERE o.uid IS NULL""",
     """SELECT format('{}: key {} has uid {}, which is no pair', s.shard, s.key, s.uid)
        FROM samples s LEFT JOIN pairs p USING (uid) WHERE p.uid IS NULL""",
-    """SELECT format('uid {} is ok, a round has read its unit {}, but no shard has it', o.uid, o.unit)
-       FROM (FROM outcomes WHERE folder = $folder) o JOIN taken t USING (unit) LEFT JOIN samples s USING (uid)
-       WHERE s.uid IS NULL AND o.generation <= t.generation""",
 )
 
 
@@ -106,7 +115,8 @@ class Keys:
         parts = self._waiting.pop(table, [])
         if parts:
             self._engine.register("added", pa.concat_tables(parts, promote_options="permissive"))
-            self._engine.execute(f"INSERT INTO {table} SELECT {', '.join(COLUMNS[table])} FROM added")
+            stored = ", ".join(_STORED.get(name, name) for name in COLUMNS[table])
+            self._engine.execute(f"INSERT INTO {table} SELECT {stored} FROM added")
             self._engine.unregister("added")
 
     def _flush(self) -> None:
@@ -125,7 +135,7 @@ class Keys:
             self._engine.executemany("INSERT INTO files VALUES (?, ?, ?, ?)", rows)
 
     def add_rounds(self, rounds: list[Round]) -> None:
-        """Say which units' generations the rounds of `shard` have read."""
+        """Say which units of `select` the rounds of `shard` have read."""
         read: dict[str, int] = {}
         for round_ in rounds:
             read.update(round_.upstream)
@@ -134,17 +144,17 @@ class Keys:
             self.add("taken", table)
 
     def check_rows(self, check: Check) -> None:
-        self._run(check, _ROWS, f"SELECT count(*) FROM ({_INPUT_ROWS})")
+        self.run(check, _ROWS, f"SELECT count(*) FROM ({_INPUT_ROWS})")
 
     def check_uids(self, check: Check) -> None:
-        self._run(check, _UIDS, "SELECT count(*) FROM pairs")
+        self.run(check, _UIDS, "SELECT count(*) FROM pairs")
 
     def check_witnesses(self, check: Check) -> None:
-        self._run(check, _WITNESSES, "SELECT count(*) FROM rejects WHERE reason = 'duplicate'")
+        self.run(check, _WITNESSES, "SELECT count(*) FROM rejects WHERE reason = 'duplicate'")
 
     def check_samples(self, check: Check, folder: str) -> None:
         """`folder` is the download folder that the dataset was made from."""
-        self._run(check, _SAMPLES, "SELECT count(*) FROM samples", {"folder": folder})
+        self.run(check, _SAMPLES, "SELECT count(*) FROM samples", {"folder": folder})
 
     def samples(self, folder: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
         """(shard, its samples in the order of their keys), each with the pool_sha256 of its outcome in `folder`."""
@@ -167,14 +177,21 @@ class Keys:
         if rows:
             yield shard, rows
 
-    def _run(self, check: Check, queries: tuple[str, ...], count: str, values: dict[str, str] | None = None) -> None:
+    def run(self, check: Check, queries: Sequence[str], count: str, values: Mapping[str, object] | None = None) -> None:
+        """Each row that a query gives is a breach; `count` gives how many rows were looked at."""
         self._flush()
-        found = self._engine.execute(count).fetchone()
+        found = self._engine.execute(count, _named(values, count)).fetchone()
         check.add(found[0] if found else 0)
         for query in queries:
-            mine = values if values and "$folder" in query else None
+            mine = _named(values, query)
             breaches = self._engine.execute(f"{query} ORDER BY 1 LIMIT {SHOWN + 1}", mine).fetchall()
             check.add(0, (line for (line,) in breaches))
             if len(breaches) > SHOWN:
                 total = self._engine.execute(f"SELECT count(*) FROM ({query})", mine).fetchone()
                 check.add_more((total[0] if total else 0) - len(breaches))
+
+
+def _named(values: Mapping[str, object] | None, query: str) -> dict[str, object] | None:
+    """The values whose names are in the query, as DuckDB wants them."""
+    mine = {name: value for name, value in (values or {}).items() if f"${name}" in query}
+    return mine or None

@@ -1,31 +1,25 @@
 """The whole verification: records first, then unit by unit, then what only all units together can show."""
 
-import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.shard.plan import read_rounds
+from pipeline.rounds import read_rounds
 from pipeline.storage import Store
 from pipeline.verify.adopted import check_images, check_tars, tars_of
+from pipeline.verify.curated import check_chosen, check_curated
+from pipeline.verify.curated import made_from as curated_from
 from pipeline.verify.dataset import check_index, check_members, made_from, read_samples, shard_name
 from pipeline.verify.files import check_hash, check_pool, check_size, chosen
 from pipeline.verify.keys import Keys
+from pipeline.verify.ordered import THREADS, ordered
 from pipeline.verify.published import check_published
 from pipeline.verify.report import Report
 from pipeline.verify.state import Folder, State, read_state
 from pipeline.verify.sums import check_sums
 from pipeline.verify.units import UnitTables, read_download_unit, read_ingest_unit
 from schemas.records import UnitRecord
-
-THREADS = max(2, min(8, os.cpu_count() or 2))
-
-T = TypeVar("T")
-U = TypeVar("U")
 
 
 def verify(store: Store, share: float = 1.0) -> Report:
@@ -51,13 +45,20 @@ def verify(store: Store, share: float = 1.0) -> Report:
     with Keys() as keys, ThreadPoolExecutor(THREADS) as pool:
         keys.add_batches(state.batches)
         shard = state.current.get("shard")
-        source = made_from(store, shard, state.current.get("download")) if shard else ""
+        stages = made_from(store, shard) if shard else {}
+        made = curated_from(state, stages)
+        current = state.current.get("download")
+        source = made.download if made else (current.base if current else "")
         _units(state, report, keys, pool, share, hashed, source)
         keys.check_rows(report.check(1, "input rows have one outcome each"))
         keys.check_uids(report.check(1, "uids are unique"))
         keys.check_witnesses(report.check(3, "duplicates have a witness that stayed"))
+        if made:
+            check_curated(state, made, report, keys, pool)
         if shard:
             _dataset(state, shard, report, keys, pool, share, hashed, source)
+            if made:
+                check_chosen(made, report, keys)
         _hashes(state, report, pool, share, hashed)
     check_published(state, report, share)
     if unrecorded := state.unrecorded():
@@ -164,14 +165,3 @@ def _hashes(state: State, report: Report, pool: ThreadPoolExecutor, share: float
     left = (item for item in state.recorded() if item[0] not in hashed and chosen(item[0], share))
     for breaches in ordered(pool, lambda item: check_hash(state.store, *item), left):
         check.add(1, breaches)
-
-
-def ordered(pool: ThreadPoolExecutor, work: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
-    """Like pool.map, but only a few items ahead, so that results do not pile up in memory."""
-    ahead: deque[Future[U]] = deque()
-    for item in items:
-        ahead.append(pool.submit(work, item))
-        if len(ahead) > THREADS:
-            yield ahead.popleft().result()
-    while ahead:
-        yield ahead.popleft().result()

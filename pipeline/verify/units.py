@@ -16,7 +16,7 @@ from schemas.records import UnitRecord
 PAIRS = ("uid", "source", "source_row", "batch", "url", "text")
 REJECTS = ("source", "source_row", "batch", "uid", "status", "reason", "dup_of")
 OUTCOMES = (
-    *PAIRS, "status", "reason", "unit", "generation", "pool_file", "pool_offset", "pool_size", "pool_sha256"
+    *PAIRS, "status", "reason", "unit", "generation", "sha256", "pool_file", "pool_offset", "pool_size", "pool_sha256"
 )  # fmt: skip
 
 Place = tuple[int, int, str]
@@ -72,7 +72,7 @@ def read_ingest_unit(store: Store, folder: Folder, record: UnitRecord) -> UnitTa
     if unit.pairs.num_rows:
         counts["ok"] = {"": unit.pairs.num_rows}
     unit.rows += _closed(place, unit.rejects)
-    if counts != _present(record):
+    if counts != present(record):
         unit.rows.append(f"{place}: its tables' counts are not its record's")
     return unit
 
@@ -90,7 +90,7 @@ def read_download_unit(
         return unit
     place = f"{folder.base}: unit {record.unit}"
     unit.rows += _closed(place, outcomes)
-    if count(outcomes["status"].to_pylist(), outcomes["reason"].to_pylist()) != _present(record):
+    if count(outcomes["status"].to_pylist(), outcomes["reason"].to_pylist()) != present(record):
         unit.rows.append(f"{place}: its outcomes' counts are not its record's")
     if pairs is not None:
         unit.rows += _same_pairs(place, pairs, outcomes)
@@ -98,7 +98,8 @@ def read_download_unit(
     return unit
 
 
-def _present(record: UnitRecord) -> dict[str, dict[str, int]]:
+def present(record: UnitRecord) -> dict[str, dict[str, int]]:
+    """A record's counts without those of no row."""
     kept = {status: {reason: n for reason, n in reasons.items() if n} for status, reasons in record.counts.items()}
     return {status: reasons for status, reasons in kept.items() if reasons}
 

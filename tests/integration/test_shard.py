@@ -19,7 +19,7 @@ from pipeline.storage import Store, open_store
 from pipeline.units import MAX_LONE_DEATHS, StageFolder
 from schemas.recipe import Recipe, parse_recipe
 from tests.fault_proxy import FaultProxy, Rule
-from tests.pool_fixture import Pool, caption_of, exif_of, picture, uid_of, url_of
+from tests.pool_fixture import Pool, caption_of, curate, exif_of, picture, uid_of, url_of
 from tests.running import REPOSITORY, snapshot
 
 UNITS = {f"0001-{number:07d}": range(number * 30, number * 30 + 30) for number in range(4)}
@@ -35,13 +35,14 @@ def make_pool(root: Path | Store) -> Pool:
     pool = Pool(root)
     for name, numbers in UNITS.items():
         pool.unit(name, numbers, failed=FAILED)
+    curate(pool)
     return pool
 
 
 def shard(pool: Pool, asked: Recipe | None = None, run: str = "run", stop: StopFlag | None = None) -> list[Result]:
     """Run the stage as a build does; returns the results of its units."""
     folder, results = own(pool), list[Result]()
-    folders = {"download": pool.folder, "shard": folder}
+    folders = {**curate(pool, run=run), "shard": folder}
     stop = stop or StopFlag(pool.store.uri, run)
     run_shard(pool.store, asked or recipe(), folders, folder, run, stop, results.append)
     return results
@@ -110,7 +111,7 @@ def test_dataset_json_tells_what_the_dataset_is_made_of(built: Path) -> None:
     told = json.loads((dataset(built) / "dataset.json").read_text())
     assert (told["samples"], told["shards"], told["batches"]) == (116, 3, ["0001"])
     assert told["counts"] == {"ok": {"": 116}, "failed": {"timeout": 4}}
-    assert told["fingerprints"] == {"download": "d0", "shard": "s0"}
+    assert told["fingerprints"] == {"download": "d0", "dedupe": "d0", "select": "s0", "shard": "s0"}
     assert told["rounds"] == [{"round": "0001", "units_read": 4, "shards": 3, "samples": 116}]
     assert told["recipe"]["shard"]["number_sample_per_shard"] == 50
 
@@ -123,9 +124,9 @@ def test_running_again_touches_nothing(built: Path) -> None:
 
 def test_plan_tells_samples_and_shards_before_and_after(tmp_path: Path) -> None:
     pool = make_pool(tmp_path)
-    assert expected(recipe(), pool.folder, own(pool)) == {"samples": 116, "shards": 3}
+    assert expected(recipe(), curate(pool), own(pool)) == {"samples": 116, "shards": 3}
     shard(pool)
-    assert expected(recipe(), pool.folder, own(pool)) == {"samples": 0, "shards": 0}
+    assert expected(recipe(), curate(pool), own(pool)) == {"samples": 0, "shards": 0}
 
 
 def test_windows_stride_over_the_units_and_shards_run_on_across_them(tmp_path: Path) -> None:
@@ -243,7 +244,7 @@ def test_a_unit_that_killed_its_lone_workers_is_an_error_with_the_way_out(tmp_pa
     pool.store.create(rounds.format("s1"), pool.store.read(rounds.format("s0")))
     for _ in range(MAX_LONE_DEATHS):
         folder.begin("0001-0000000", 0, "run", alone=True)
-    worker = ShardWorker(str(tmp_path), recipe(), "d0", "s1", "run")
+    worker = ShardWorker(str(tmp_path), recipe(), "d0", "s0", "s1", "run")
     unit = {"unit": "0001-0000000", "generation": 0, "rows": 50}
     with pytest.raises(StoreError, match=r"5 workers died making it alone.*attempts/0001-0000000"):
         worker.run(unit, alone=True)
@@ -254,7 +255,7 @@ def test_a_unit_whose_attempt_died_waits_for_the_lone_pass(tmp_path: Path) -> No
     shard(pool)
     pool.store.delete("shard/s0/units/0001-0000001.0.json")
     before = snapshot(dataset(tmp_path))
-    worker = ShardWorker(str(tmp_path), recipe(), "d0", "s0", "second")
+    worker = ShardWorker(str(tmp_path), recipe(), "d0", "s0", "s0", "second")
     unit = {"unit": "0001-0000001", "generation": 0, "rows": 50}
     assert worker.run(unit, alone=False)["state"] == "deferred"
     assert snapshot(dataset(tmp_path)) == before
