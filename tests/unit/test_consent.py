@@ -2,8 +2,8 @@
 
 import pytest
 
-from pipeline.download.consent import content_usage_verdict, header_signals, robots_tag_denies
-from schemas.recipe import Download
+from pipeline.download.consent import RULE_VERSIONS, content_usage_verdict, header_signals, honoured, robots_tag_denies
+from schemas.recipe import CONSENT_DEFAULTS, Download
 
 DISALLOWED = frozenset(Download().disallowed_header_directives)
 ALL = ["x_robots_tag", "tdm_reservation", "content_usage"]
@@ -84,3 +84,15 @@ def test_stray_bytes_of_a_header_become_text() -> None:
     value = b"noai, \xff".decode("utf-8", "surrogateescape")
     signal = header_signals([("X-Robots-Tag", value)], ALL, "pairmill", DISALLOWED)[0]
     assert (signal.value, signal.verdict) == ("noai, �", "deny")
+
+
+def test_all_signals_but_those_that_cost_a_request_are_on_by_default() -> None:
+    assert set(RULE_VERSIONS) == set(CONSENT_DEFAULTS)
+    assert [name for name in RULE_VERSIONS if name not in honoured(Download().consent)] == ["tdmrep"]
+    assert honoured(Download(consent={"tdmrep": True}).consent) == list(RULE_VERSIONS)
+
+
+@pytest.mark.parametrize("signal", RULE_VERSIONS)
+def test_each_signal_is_switched_off_by_its_name_alone(signal: str) -> None:
+    settings = Download(consent={"tdmrep": True, signal: False})  # type: ignore[dict-item]
+    assert honoured(settings.consent) == [name for name in RULE_VERSIONS if name != signal]
