@@ -5,7 +5,7 @@ from typing import Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
-_FILE_NAME: Final = r"[\w\s.,()+=@%&~#'\[\]-]{0,150}\.(?:jpe?g|png|gif|webp|bmp|tiff?|svg|heic|avif|cr2|nef|psd)"
+_FILE_NAME: Final = r"[\pL\pN_\s.,()+=@%&~#'\[\]-]{0,150}\.(?:jpe?g|png|gif|webp|bmp|tiff?|svg|heic|avif|cr2|nef|psd)"
 _DEVICES: Final = (
     "img|image|imag|dsc|dscn|dscf|dscn|pict|pic|photo|foto|p|mvi|vid|wp|pano|gopr|sam|cimg|hpim|kif|imgp|pxl",
     "screenshot|screen shot|bildschirmfoto|captura de pantalla|capture d.écran|снимок экрана|スクリーンショット",
@@ -20,7 +20,8 @@ _NAMES_OF_NOTHING: Final = (
     "untitled|unnamed|unknown|sans titre|ohne titel|sin título|sem título|senza titolo",
     "без названия|無題|无标题|제목 없음",
     "logo|icon|banner|header|thumbnail|thumb|avatar|placeholder|spacer|default|blank|loading|loader|preview|slide|alt",
-    "featured image|profile picture|no image|no photo|image not found|alt text|post image|article image|product image",
+    "featured image|profile picture|no image|no photo|missing image|image not found|alt text|post image",
+    "article image|product image",
     "cover image|main image|hero image|blog image|image description|image placeholder|image preview",
 )
 _WHOLE: Final = (
@@ -31,6 +32,7 @@ _WHOLE: Final = (
     r"|pinterest|instagram|x|whatsapp|linkedin|email|reddit|telegram)",
     r"(?:facebook|twitter|instagram|youtube|pinterest|linkedin|rss|whatsapp)(?: social)? (?:icon|logo|button|link)",
     r"(?:read|learn|see|find out|show|load) more(?: \W{1,3})?|add to cart|buy now|shop now|sign up|log in",
+    r"zoom (?:in|out)|open media \d+ in (?:modal|gallery view)",
     "next|previous|back to top|skip to content|close|menu|search|advertisement|sponsored",
 )
 """The text is nothing else."""
@@ -46,7 +48,7 @@ _PHRASES: Final = (
     r"\b(?:clic|click|pulse|pulsa|pincha)\b.{0,30}\b(?:ampliar|agrandar)|\bcli(?:que|car)\b.{0,25}ampliar",
     r"\bclicca(?:re)?\b.{0,25}ingrandi|(?:нажмите|нажать|кликните|щ[её]лкните).{0,40}увелич",
     "点击.{0,6}(?:放大|大图)|點擊.{0,6}(?:放大|大圖)|クリック.{0,6}拡大|拡大画像|클릭.{0,8}확대",
-    r"büyütmek için|\bklik\w* .{0,25}(?:perbesar|vergro|powi)",
+    r"büyütmek için|\bklik\w*.{0,25}(?:perbesar|vergro|powi)",
     "(?:اضغط|انقر).{0,20}تكبير|برای بزرگ.{0,6} کلیک",
 )
 """The text holds it."""

@@ -7,10 +7,10 @@ from typing import Final
 import phonenumbers
 
 _GAP: Final = r"[ \u00a0\u2009\u202f().\-/\u2010-\u2015]"
-_RUN: Final = re.compile(rf"(?<![\w.,/:@#=%&$€£¥₹\-])[+＋]?[(\[]?\d(?:{_GAP}{{0,3}}+\d)++(?![\w%€£¥$°@])")
+_RUN: Final = re.compile(rf"(?<![\w.,/@#=%&$€£¥₹\-])[+＋]?[(\[]?\d(?:{_GAP}{{0,3}}+\d)++(?![\w%€£¥$°@])")
 """A whole run of digits at a time, possessively: linear time, whatever the text."""
 _ANNOUNCING: Final = (
-    "tel|tele?phone|phone|ph|call|fax|mob|mobile|cell|text|sms|whats ?app|viber|hotline|dial|contact|order",
+    "tel|tele?phone|phone|ph|call|fax|mob|mobile|cell|text|sms|whats ?app|viber|hotline|dial|contact|kontakt",
     "tél|téléphone|appelez|telefon\\w*|tlf|rufen sie|anruf\\w*|hand[yi]|tfno|teléfono|telefone|llame\\w*|llamar|móvil",
     "ligue|celular|telefono|chiama\\w*|cellulare|cep|gsm|hubungi|telp|hp|wa|тел|телефон\\w*|звоните|моб",
 )
@@ -36,7 +36,7 @@ _DATE: Final = re.compile(
 _THOUSANDS: Final = re.compile(r"\d{1,3}(?:(?P<s>[ .\u00a0\u2009\u202f])\d{3})(?:(?P=s)\d{3})*")
 _IP: Final = re.compile(r"(?:\d{1,3}\.){3}\d{1,3}")
 _AMERICAN: Final = re.compile(
-    r"(?:1[ .-])?(?:\([2-9]\d\d\)[ .-]{0,2}|[2-9]\d\d[ .-])[2-9]\d\d[ .-]\d{4}"
+    r"(?:1[ .-])?(?:\([2-9]\d\d\)[ .-]{0,2}|[2-9]\d\d[ .-])\d{3}[ .-]\d{4}"
     r"|1[ -]8(?:00|33|44|55|66|77|88)[ -]\d{3}[ -]\d{4}"
 )
 _NATIONAL: Final = re.compile(r"[(\[]?0\d{1,4}[)\]]?(?:[ \u00a0./\-\u2010-\u2015]{1,3}\d{2,8}){1,5}|0\d{9,10}")
@@ -48,6 +48,8 @@ _MOBILE: Final = re.compile(
 _REGIONS: Final = ("GB", "DE", "FR", "IT", "JP", "AU", "TR", "ID", "KR", "CN", "NL", "ES", "IR", "EG", "ZA", "IN", "CH")
 """Whose national numbers a trunk prefix is tried against."""
 _BEFORE: Final = 32
+_BETWEEN_NUMBERS: Final = re.compile(r"[^\s/\-–](?:[^\s/\-–]|[^\S\r\n](?![\s/\-–])|(?<!\s)[/\-–](?!\s))*")
+"""The numbers of a run that holds several: "030 1234567 / 030 7654321", "020 7946 0958 - 020 7946 0959"."""
 
 
 def phone_spans(text: str) -> list[tuple[int, int]]:
@@ -56,12 +58,13 @@ def phone_spans(text: str) -> list[tuple[int, int]]:
     found = []
     for match in _RUN.finditer(text):
         start, end = match.span()
-        # A run may hold several numbers: "030 1234567 / 030 7654321".
-        for piece in re.finditer(r"(?:[^/]|/(?! )(?<! /))+", match[0]) if end - start < 200 else ():
-            first = start + piece.start() + len(piece[0]) - len(piece[0].lstrip())
-            number = piece[0].strip()
-            if is_phone(number, text[max(0, first - _BEFORE) : first]):
-                found.append((first, first + len(number)))
+        if is_phone(match[0], text[max(0, start - _BEFORE) : start]):
+            found.append((start, end))
+            continue
+        for number in _BETWEEN_NUMBERS.finditer(match[0]):
+            first = start + number.start()
+            if len(number[0]) < end - start and is_phone(number[0], text[max(0, first - _BEFORE) : first]):
+                found.append((first, start + number.end()))
     return found
 
 

@@ -51,16 +51,16 @@ def repetition(texts: Iterable[str]) -> tuple[pa.Array, pa.Array]:
 
 _TLD: Final = (
     "com|org|net|edu|gov|info|biz|shop|blog|online|site|store|wiki|dev|app|co|io|tv|fm|gg|ai|eu|uk|us|ca|au|nz|de|fr"
-    "|nl|pl|ru|ua|jp|cn|kr|br|mx|ar|cl|ch|cz|se|dk|fi|tr|ir|gr|pt|hu|ro|id|in|it|es|be|at|no|sk|example"
+    "|nl|pl|ru|ua|jp|cn|kr|br|mx|ar|cl|ch|cz|se|dk|fi|tr|ir|gr|pt|hu|ro|id|in|it|es|be|at|no|sk|me|to|ly|gl|example"
 )
 """Ends of names that are written without http:// or www.; those that are words count before a slash only."""
-_WORD_TLD: Final = "(?:in|it|es|be|at|no|id|us|app|site|store|online|shop|blog|ai|ar)"
+_WORD_TLD: Final = "(?:in|it|es|be|at|no|id|us|me|to|ly|gl|app|site|store|online|shop|blog|ai|ar)"
 _CLEAR_TLD: Final = "(?:" + "|".join(t for t in _TLD.split("|") if not re.fullmatch(_WORD_TLD, t)) + ")"
-_LABEL: Final = "[a-zA-Z0-9][a-zA-Z0-9-]{0,62}"
+_LABEL: Final = r"[\pL\pN][\pL\pN-]{0,62}"
 _URL: Final = (
     r"(?i:\b(?:https?|ftp)://?[^\s/])"
     r"|(?i:\bwww\d?\.[^\s.]+\.[a-z])"
-    rf"|(?:^|[^@\w.\-/&])(?:{_LABEL}\.)+(?:{_CLEAR_TLD}(?:[^\w.@\-]|\.(?:\W|$)|$)|(?:{_CLEAR_TLD}|{_WORD_TLD})/\w)"
+    rf"|(?:^|[^@\pL\pN_.\-/&])(?:{_LABEL}\.)+(?:{_CLEAR_TLD}(?:[^\pL\pN_.@\-]|\.(?:\W|$)|$)|(?:{_CLEAR_TLD}|{_WORD_TLD})/\w)"
 )
 
 
@@ -70,14 +70,14 @@ def has_url(text: pa.Array) -> pa.Array:
     Names ending in a top-level domain that is a word too ("done.It") count with a path only, and in lower case.
     """
     return _where(
-        text, pc.match_substring(text, pattern="."), lambda rows: pc.match_substring_regex(rows, pattern=_URL)
+        text, pc.match_substring_regex(text, pattern="[.:]"), lambda rows: pc.match_substring_regex(rows, pattern=_URL)
     )
 
 
 _AT: Final = r"(?:@|\s?[\[({]\s?(?:at|AT|arroba)\s?[\])}]\s?)"
 _DOT: Final = r"(?:\.|\s?[\[({]\s?(?:dot|DOT)\s?[\])}]\s?)"
 _EMAIL: Final = re.compile(
-    rf"(?<![\w.+%@/:-])[\w.+%-]{{1,64}}+{_AT}(?:[\w-]{{1,63}}{_DOT}){{1,8}}[^\W\d_]{{2,24}}(?![\w@])(?!:\w)"
+    rf"(?<![\w.+%@/-])[\w.+%-]{{1,64}}+{_AT}(?:[\w-]{{1,63}}{_DOT}){{1,8}}[^\W\d_]{{2,24}}(?![\w@])(?!:\w)"
 )
 _NO_TLD: Final = {"jpg", "jpeg", "png", "gif", "webp", "svg", "bmp", "tif", "tiff", "pdf", "mp4", "css", "js"}
 
