@@ -1,6 +1,6 @@
 """A download unit's rows: which URLs it fetches, and its outcomes and consent tables."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,7 +29,7 @@ def targets(pairs: pa.Table, wanted: set[int] | None = None) -> list[Target]:
     return list(found.values())
 
 
-def by_host(fetches: list[Target], host_of: Any) -> Iterator[tuple[str, list[Target]]]:
+def by_host(fetches: list[Target], host_of: Callable[[str], str]) -> Iterator[tuple[str, list[Target]]]:
     """(host, its fetches); the unit's table has a host's rows together, but redirected retries need not."""
     hosts: dict[str, list[Target]] = {}
     for fetch in fetches:

@@ -204,9 +204,11 @@ def our_env() -> dict[str, str]:
 def our_role(root: bool, command: str) -> str:
     if root:
         return "driver"
-    if command.startswith("ray::"):
-        return "" if command.startswith("ray::IDLE") else "worker"
-    return "Ray's daemons" if "/ray/" in command else ""
+    if command.startswith("ray::IDLE"):
+        return ""
+    if command.startswith("ray::") and "Agent" not in command:
+        return "worker"
+    return "Ray's daemons" if "/ray/" in command or command.startswith("ray::") else ""
 
 
 def _check_and_print(web: Web, result: Result) -> None:

@@ -94,7 +94,7 @@ async def fetch_all(settings: Download, urls: list[str], clock: Clock) -> int:
         start = time.process_time()
         lines = [
             group.create_task(drain(fetcher, queue))
-            for _, queue in by_host(targets(pairs), lambda url: urlsplit(url).hostname)
+            for _, queue in by_host(targets(pairs), lambda url: urlsplit(url).hostname or "")
             for _ in range(min(settings.per_host.connections, len(queue)))
         ]
         await asyncio.gather(*lines)
