@@ -44,7 +44,7 @@ class LanguageModel:
     """Fills lang and lang_score. Raises InputError for a model whose package is not installed."""
 
     def __init__(self, name: str, min_score: float) -> None:
-        self._identify = _loaded(name)
+        self._identify = load_model(name)
         self._min_score = min_score
 
     def __call__(self, texts: Iterable[str]) -> tuple[pa.Array, pa.Array]:
@@ -93,7 +93,8 @@ def _model_file(name: str) -> Path:
 
 
 @cache
-def _loaded(name: str) -> Identify:
+def load_model(name: str) -> Identify:
+    """The model, once a process. Raises InputError where its package is not installed."""
     path = _model_file(name)
     try:
         return _fasttext(path) if name == "fasttext-176" else _lingua()

@@ -8,6 +8,7 @@ COMMANDS = {
     "decode": [],
     "parts": [],
     "ingest": [],
+    "language": [],
     "shard": [],
     "records": [],
     "tables": [],
