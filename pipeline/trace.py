@@ -8,6 +8,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.dataset as ds
 
+from pipeline.retract.tombstone import Tombstones, read_retractions
 from pipeline.root import current_folders, read_batches, read_runs
 from pipeline.storage import Store, locate
 from pipeline.tables import SOURCE_OF, open_table, read_published, stamp, unit_files
@@ -25,6 +26,8 @@ class Trace:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._folders = current_folders(store)
+        self._stones = Tombstones.load(store)
+        self._generations_of: dict[str, dict[str, int]] = {}
         self._batches: dict[str, Batch] = read_batches(store)
         self._runs: dict[str, RunRecord] = {run.run: run for run in read_runs(store)}
         done = {stage: folder.completed() for stage, folder in self._folders.items()}
@@ -35,6 +38,8 @@ class Trace:
 
         `url` matches the URL as given and as fetched; `sha256` the fetched bytes and the pool image.
         """
+        if withdrawn := self._withdrawn(by, value):
+            return [withdrawn]
         if by == "key":
             uids = [sample["uid"] for sample in self._samples_of_key(value)]
         elif by == "sha256":
@@ -54,6 +59,15 @@ class Trace:
         if by == "uid":
             stories += [self._reject(row) for row in self._look_up("rejects", wanted)]
         return stories
+
+    def _withdrawn(self, by: By, value: str) -> Row | None:
+        """When and why it was withdrawn, and nothing else of it."""
+        stones = self._stones
+        name = stones.url(value) if by == "url" else stones.has(by, value) if by != "key" else None
+        if name is None:
+            return None
+        said = next(one for one in read_retractions(self._store) if one.retraction == name)
+        return {"withdrawn": {"retraction": name, "at": said.begun_at, "by": said.who, "why": said.why}}
 
     def _look_up(self, table: str, wanted: ds.Expression, columns: list[str] | None = None) -> list[Row]:
         published = read_published(self._store, table)
@@ -138,10 +152,12 @@ class Trace:
                     yield told | _without(row, "uid", "source", "source_row", "batch", "url", "text", "caption", "unit")
 
     def _records(self, folder: StageFolder, unit: str) -> Iterator[UnitRecord]:
-        generation = 0
-        while self._store.size(f"{folder.base}/units/{unit}.{generation}.json") is not None:
-            yield folder.record(unit, generation)
-            generation += 1
+        """The unit's generations, oldest first; a retraction removes those before it."""
+        if folder.base not in self._generations_of:
+            self._generations_of[folder.base] = folder.generations()
+        for generation in range(self._generations_of[folder.base].get(unit, -1) + 1):
+            if (record := folder.committed(unit, generation)) is not None:
+                yield record
 
     def _member(self, outcome: Row) -> Row:
         path, offset, size = outcome["pool_file"], outcome["pool_offset"], outcome["pool_size"]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.download.blocklist import PDQ_QUALITY
-from pipeline.retract.listing import Listed, as_fetched
+from pipeline.retract.listing import Kind, Listed, as_fetched
 from pipeline.retract.read import every_folder, in_parallel, open_file, parquet_files, tables
 from pipeline.retract.tombstone import host_of, md5_of, near_pdq
 from pipeline.storage import Store
@@ -24,6 +24,8 @@ class Found:
     """As fetched."""
     bodies: set[str] = field(default_factory=set)
     """sha256 of fetched bytes and of pool images; empty where the rest of groups stays."""
+    hit: set[tuple[Kind, str]] = field(default_factory=set)
+    """Listed sha256 and PDQ hashes that some row has (has nearly)."""
     again: set[str] = field(default_factory=set)
     """Rows that stay but whose witness goes: they are decided again."""
     adopted: Counter[str] = field(default_factory=Counter)
@@ -114,17 +116,15 @@ class _Search:
             return True
         if final is not None and (final in found.urls or self._url_is_listed(final, as_fetched(final))):
             return True
-        return self._first and (
-            ("sha256", sha256) in listed  # type: ignore[operator]
-            or ("sha256", image) in listed  # type: ignore[operator]
-            or ("sha1", sha1) in listed  # type: ignore[operator]
-            or ("md5", md5) in listed  # type: ignore[operator]
-        )
+        named: list[tuple[Kind, str | None]] = [("sha256", sha256), ("sha256", image), ("sha1", sha1), ("md5", md5)]
+        hit = {(kind, digest) for kind, digest in named if self._first and digest and (kind, digest) in listed}
+        found.hit |= hit
+        return bool(hit)
 
     def _hashes(self) -> None:
         """PDQ hashes within the distance of a listed one; and how many ok rows have none to compare."""
-        digits = "".join(sorted(self._listed.values["pdq"]))
-        wanted = np.frombuffer(bytes.fromhex(digits), np.uint64).reshape(-1, 4)
+        values = sorted(self._listed.values["pdq"])
+        wanted = np.frombuffer(bytes.fromhex("".join(values)), np.uint64).reshape(-1, 4)
         hashed = 0
         for folder in every_folder(self._store, "hashes"):
             for unit in tables(folder, "hashes", ("uid", "pdq", "pdq_quality")):
@@ -132,7 +132,10 @@ class _Search:
                 hashed += len(rows)
                 rows = [row for row in rows if (row[2] or 0) >= PDQ_QUALITY]
                 near = near_pdq(wanted, [row[1] for row in rows])
-                self._found.uids |= {row[0] for row, place in zip(rows, near, strict=True) if place >= 0}
+                for row, place in zip(rows, near.tolist(), strict=True):
+                    if place >= 0:
+                        self._found.uids.add(row[0])
+                        self._found.hit.add(("pdq", values[place]))
         download = current_folder(self._store, "download")
         records = download.iter_records() if download else ()
         self._found.pdq_unknown = max(0, sum(record.counts.get("ok", {}).get("", 0) for record in records) - hashed)

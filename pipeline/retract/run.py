@@ -24,7 +24,7 @@ from pipeline.retract.matches import Found, find_matches
 from pipeline.retract.read import SET_LEVEL, download_of, every_folder, in_parallel
 from pipeline.retract.rewrite import Leaving, download_unit, ingest_unit, rewritten, uid_unit
 from pipeline.retract.shards import shard_unit, write_index
-from pipeline.retract.tombstone import FOLDER, Tombstones, read_retractions, tombstone
+from pipeline.retract.tombstone import FOLDER, Tombstones, read_retractions, tombstone, unfinished_retraction
 from pipeline.root import read_batches
 from pipeline.rounds import read_rounds
 from pipeline.storage import Store
@@ -34,11 +34,6 @@ from schemas.recipe import ORDER
 from schemas.records import Batch, Retraction, UnitRecord, now
 
 log = logging.getLogger(__name__)
-
-
-def unfinished_retraction(store: Store) -> Retraction | None:
-    """The retraction that a kill has left unfinished, if there is one."""
-    return next((one for one in read_retractions(store) if one.finished_at is None), None)
 
 
 def look(store: Store, listed: Listed, keep_group: bool, why: str, run: str) -> tuple[Retraction, Found]:
@@ -69,10 +64,10 @@ def retract(
         log.info("the retraction that was cut short is finished")
     _refuse_readmission(store)
     described, found = look(store, listed, keep_group, why, run)
-    lines = _tombstones(listed, found)
     before = Tombstones.load(store)
-    if not found.rows and all(_known(before, kind, value) for kind, value in _listed_values(listed)):
+    if not found.rows and all(_known(before, kind, value) for kind, value in _to_honour(listed, found)):
         return None
+    lines = _tombstones(listed, found)
     check()
     path = f"{FOLDER}/{described.retraction}"
     fault_point("before-intent")
@@ -186,8 +181,23 @@ def _refuse_readmission(store: Store) -> None:
                 )
 
 
-def _listed_values(listed: Listed) -> list[tuple[Kind, str]]:
-    return [(kind, value) for kind, values in sorted(listed.values.items()) for value in sorted(values)]
+PDQ_ONES = 128
+"""Ones in a PDQ hash: its bits say whether a coefficient is above the median of 256."""
+
+
+def _to_honour(listed: Listed, found: Found) -> list[tuple[Kind, str]]:
+    """The list's values for later runs.
+
+    A tombstone tells a PDQ hash as it is. So 64 bare digits, which may be a sha256, become one only where a stored PDQ
+    hash is near them, or where nothing has this sha256 and they look like a PDQ hash.
+    """
+
+    def told(kind: Kind, value: str) -> bool:
+        if kind != "pdq" or ("sha256", value) not in listed or ("pdq", value) in found.hit:
+            return True
+        return ("sha256", value) not in found.hit and int(value, 16).bit_count() == PDQ_ONES
+
+    return [(kind, value) for kind, values in sorted(listed.values.items()) for value in values if told(kind, value)]
 
 
 def _known(before: Tombstones, kind: Kind, value: str) -> bool:
@@ -198,4 +208,4 @@ def _tombstones(listed: Listed, found: Found) -> list[str]:
     """Sorted lines; found.uids also has the uids of the list."""
     own: list[tuple[Kind, str]] = [*(("uid", uid) for uid in found.uids), *(("url", url) for url in found.urls)]
     own += [("sha256", digest) for digest in found.bodies]
-    return sorted({tombstone(kind, value) for kind, value in [*_listed_values(listed), *own]})
+    return sorted({tombstone(kind, value) for kind, value in [*_to_honour(listed, found), *own]})

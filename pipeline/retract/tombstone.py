@@ -32,6 +32,11 @@ def read_retractions(store: Store) -> list[Retraction]:
     return [Retraction.model_validate_json(store.read(path)) for path in paths]
 
 
+def unfinished_retraction(store: Store) -> Retraction | None:
+    """The retraction that a kill has left unfinished, if there is one."""
+    return next((one for one in read_retractions(store) if one.finished_at is None), None)
+
+
 class Tombstones:
     """What must never be stored again; each question is answered with the retraction's name, or None."""
 

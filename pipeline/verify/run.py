@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.retract.tombstone import Tombstones, unfinished_retraction
 from pipeline.rounds import read_rounds
 from pipeline.storage import Store
 from pipeline.verify.adopted import check_images, check_tars, tars_of
@@ -19,6 +20,7 @@ from pipeline.verify.report import Report
 from pipeline.verify.state import Folder, State, read_state
 from pipeline.verify.sums import check_sums
 from pipeline.verify.units import UnitTables, read_download_unit, read_ingest_unit
+from pipeline.verify.withdrawn import check_withdrawn
 from schemas.records import UnitRecord
 
 
@@ -28,8 +30,12 @@ def verify(store: Store, share: float = 1.0) -> Report:
     `share` of its files (and, in pool tars left out, of their members) are read whole and hashed: 1 proves every
     byte, 0 reads records, sizes and the tables' keys alone. Memory is bounded by a few units and shards.
     """
-    state = read_state(store)
     report = Report(store.uri)
+    if retraction := unfinished_retraction(store):
+        told = f"retraction {retraction.retraction} is unfinished; run jobs.retract or jobs.build again to finish it"
+        report.check(1, "retractions are finished").add(1, [told])
+        return report
+    state = read_state(store)
     check_sums(state, report)
     readable = report.check(4, "records can be read")
     readable.add(sum(len(folder.all) for folder in state.folders))
@@ -88,8 +94,11 @@ def _units(
                 found.append((folder, *_download_unit(state, folder, folder.current[name], pairs, share)))
         return found
 
+    stones = Tombstones.load(state.store)
     for found in ordered(pool, read, names):
         for folder, unit, count in found:
+            if stones:
+                report.check(1, "nothing withdrawn is there").add(1, check_withdrawn(stones, unit))
             tables = [table for table in (unit.pairs, unit.rejects, unit.outcomes) if table is not None]
             rows.add(sum(table.num_rows for table in tables), unit.rows)
             members.add(count, unit.pool)
