@@ -33,7 +33,7 @@ def views_sql(
         source = _quote(f"{uri}/tables/{table}/v{version}/*.parquet")
         if listed.get(table):
             source = "[" + ", ".join(_quote(f"{uri}/{path}") for path in listed[table]) + "]"
-        lines.append(f"CREATE OR REPLACE VIEW {table} AS SELECT * FROM read_parquet({source});")
+        lines.append(f'CREATE OR REPLACE VIEW "{table}" AS SELECT * FROM read_parquet({source});')
     if dataset:
         files = ", ".join(_quote(f"{uri}/{path}") for path in dataset)
         shard = f"regexp_replace(substr(filename, {len(uri) + 2}), '\\.parquet$', '')"

@@ -29,6 +29,8 @@ def published(store: Store, table: str) -> pa.Table:
 
 def written(made: HandmadeRoot, table: str) -> list[dict[str, Any]]:
     """Every row of the units' own files, by brute force."""
+    if SOURCE_OF[table] not in made.folders:
+        return []
     folder = made.folders[SOURCE_OF[table]]
     filesystem, root = made.store.arrow()
     rows: list[dict[str, Any]] = []
