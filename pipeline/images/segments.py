@@ -25,6 +25,8 @@ _PNG_XMP: Final = b"XML:com.adobe.xmp\0"
 _GIF_XMP: Final = b"\x21\xff\x0bXMP DataXMP"
 _GIF_TRAILER: Final = b"\1\xff\xfe\xfd"
 _GIF_C2PA: Final = b"\x21\xff\x0bC2PA_GIF\x01\x00\x00"
+_GIF_C2PA_WITHIN: Final = 64 << 10
+"""The store comes before the first picture, so the rest need not be searched."""
 _BMFF_XMP: Final = bytes.fromhex("be7acfcb97a942e89c71999491e3afac")
 _BMFF_C2PA: Final = bytes.fromhex("d8fec3d61b0e483c92975828877ec481")
 
@@ -71,8 +73,6 @@ def _jpeg(data: bytes) -> Iterator[Segment]:
 
 
 def _png(data: bytes) -> Iterator[Segment]:
-    if b"iTXt" not in data and b"caBX" not in data:
-        return
     at = 8
     for _ in range(MAX_CHUNKS):
         if at + 8 > len(data):
@@ -88,8 +88,6 @@ def _png(data: bytes) -> Iterator[Segment]:
 
 
 def _webp(data: bytes) -> Iterator[Segment]:
-    if b"XMP " not in data and b"C2PA" not in data:
-        return
     for name, at, size in riff_chunks(data):
         if name in (b"XMP ", b"C2PA"):
             yield ("xmp" if name == b"XMP " else "c2pa"), data[at : at + size]
@@ -99,7 +97,7 @@ def _gif(data: bytes) -> Iterator[Segment]:
     if (at := data.find(_GIF_XMP)) >= 0:
         # XMP lies there as it is; its trailer lets readers of sub-blocks come out at the end.
         yield "xmp", data[at + 14 : skip_blocks(data, at + 14)].partition(_GIF_TRAILER)[0]
-    if (at := data.find(_GIF_C2PA)) >= 0:
+    if (at := data.find(_GIF_C2PA, 0, _GIF_C2PA_WITHIN)) >= 0:
         parts, at = [], at + 14
         while at < len(data) and data[at]:
             parts.append(data[at + 1 : at + 1 + data[at]])
@@ -108,7 +106,7 @@ def _gif(data: bytes) -> Iterator[Segment]:
 
 
 def _avif(data: bytes) -> Iterator[Segment]:
-    if b"mime" not in data and b"uuid" not in data:
+    if not _may_tell(data):
         return
     for kind, extents in read_avif(data).metadata():
         if kind != b"mime":
@@ -123,6 +121,22 @@ def _avif(data: bytes) -> Iterator[Segment]:
                 yield "c2pa", piece[20:].partition(b"\0")[2][8:]
         if not loose:
             yield "xmp", b"".join(pieces)
+
+
+def _may_tell(data: bytes) -> bool:
+    """Whether an AVIF has an item or an outer box that could be metadata: asked first, as reading them all is dear."""
+    at = 0
+    for _ in range(MAX_CHUNKS):
+        if at + 8 > len(data):
+            return False
+        size, name = struct.unpack_from(">I4s", data, at)
+        if size == 1 and at + 16 <= len(data):
+            (size,) = struct.unpack_from(">Q", data, at + 8)
+        end = at + size if size else len(data)
+        if name == b"uuid" or (name == b"meta" and data.find(b"mime", at, end) >= 0):
+            return True
+        at = max(at + 8, end)
+    return True
 
 
 _READERS: Final = {"jpeg": _jpeg, "png": _png, "webp": _webp, "gif": _gif, "avif": _avif}

@@ -7,6 +7,8 @@ from pathlib import Path
 COMMANDS = {
     "decode": [],
     "parts": [],
+    "consent": [],
+    "bodies": [],
     "ingest": [],
     "language": [],
     "shard": [],
