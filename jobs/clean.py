@@ -36,13 +36,17 @@ def _clean(uri: str, keep: int, dry_run: bool) -> int:
             print(f"{'would remove' if dry_run else 'removed'} {_told(removal)}", flush=True)
     files, size = sum(removal.files for removal in found), sum(removal.bytes for removal in found)
     verb = "would be removed" if dry_run else "removed"
-    print(f"{store.uri}: {files:,} files, {_size(size)} {verb}" if found else f"{store.uri}: nothing to remove")
+    print(f"{store.uri}: {_files(files)}, {_size(size)} {verb}" if found else f"{store.uri}: nothing to remove")
     return DONE
 
 
 def _told(removal: Removal) -> str:
-    many = f", {removal.files:,} files" if removal.path.endswith("/") else ""
+    many = f", {_files(removal.files)}" if removal.path.endswith("/") else ""
     return f"{removal.path} ({removal.why}{many}, {_size(removal.bytes)})"
+
+
+def _files(count: int) -> str:
+    return f"{count:,} file{'' if count == 1 else 's'}"
 
 
 def _size(size: float) -> str:

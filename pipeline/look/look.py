@@ -7,7 +7,11 @@ from pipeline.look.images import read_pictures
 from pipeline.look.page import page, told
 from pipeline.look.rows import Row, Rows
 from pipeline.look.sheet import sheet
+from pipeline.retract.tombstone import Tombstones
 from pipeline.root import open_root
+
+_JUDGED = ("fetch_url", "sha256", "sha1", "md5", "pdq", "pdq_quality")
+"""Columns that say whether a row was withdrawn."""
 
 
 def look(root: str, where: str, count: int, seed: int, groups: bool, suffix: str) -> tuple[int, bytes]:
@@ -17,7 +21,8 @@ def look(root: str, where: str, count: int, seed: int, groups: bool, suffix: str
     none and a `where` that is no condition on a row.
     """
     store = open_root(root)
-    rows = Rows(store)
+    tombstones = Tombstones.load(store)
+    rows = Rows(store, _JUDGED if tombstones else ())
     named = rows.named(where)
     laid: list[tuple[str, Sequence[Row]]]
     if groups:
@@ -33,6 +38,7 @@ def look(root: str, where: str, count: int, seed: int, groups: bool, suffix: str
         laid = [("", sample)]
         shown = len(sample)
     png = suffix == ".png"
+    laid = [(heading, [_unless_withdrawn(row, tombstones) for row in rows_]) for heading, rows_ in laid]
     flat = [row for _, rows_ in laid for row in rows_]
     pictures = iter(read_pictures(store, flat, redraw=png))
     cards: list[tuple[str, list[Card]]] = [
@@ -45,3 +51,17 @@ def look(root: str, where: str, count: int, seed: int, groups: bool, suffix: str
     if png:
         return shown, sheet(title, [f"where {where}", about], cards)
     return shown, page(title, [f"where <code>{told(where)}</code>", told(about)], cards).encode()
+
+
+def _unless_withdrawn(row: Row, tombstones: Tombstones) -> Row:
+    """The row; one that a retraction not yet finished names, and that the tables still have, without its content."""
+    url, fetched = row.get("url"), row.get("fetch_url")
+    if not (
+        tombstones.has("uid", row.get("uid"))
+        or tombstones.url(url, fetched)
+        or tombstones.body(row)
+        or tombstones.pdq(row.get("pdq"), row.get("pdq_quality"))
+    ):
+        return row
+    told = {name: row[name] for name in ("source", "source_row", "batch")}
+    return {**told, "status": "refused", "reason": "retracted"}

@@ -26,6 +26,13 @@ JOINED = ("pairs", "decisions", "duplicates", "hashes", "scores")
 """Tables that add their columns to those of outcomes, by uid; where two have a name, the first has it. Of the scores of
 several encoders those of the first by name are taken."""
 
+SHOWN = (
+    "uid", "source", "source_row", "batch", "url", "caption", "status", "reason", "detail", "bytes", "format", "width",
+    "height", "original_width", "original_height", "pool_file", "pool_offset", "pool_size", "pool_sha256", "lang",
+    "lang_score", "kept", "dropped_by", "dup_of", "level", "distance",
+)  # fmt: skip
+"""Columns that rows have, beside `pass_<rule>` and those a predicate names."""
+
 MEMBERS = 11
 """Dropped rows shown of a group; the rest is counted."""
 
@@ -48,8 +55,9 @@ class Group:
 class Rows:
     """The rows of a ROOT's published tables: every input row once, as outcomes and rejects have them."""
 
-    def __init__(self, store: Store) -> None:
-        """Raises InputError where nothing is published."""
+    def __init__(self, store: Store, more: Collection[str] = ()) -> None:
+        """`more` are further columns wanted, where there are such. Raises InputError where nothing is published."""
+        self._more = {*SHOWN, *more}
         self._datasets: dict[str, ds.Dataset] = {}
         self.version = 0
         for table in ("outcomes", "rejects", *JOINED):
@@ -99,7 +107,7 @@ class Rows:
             found += sorted(piece, key=lambda one: one[0])
             if len(found) >= count:
                 break
-        return self._whole([row for _, row in found[:count]])
+        return self._whole([row for _, row in found[:count]], named)
 
     def groups(self, predicate: str, count: int, seed: int) -> list[Group]:
         """Up to `count` groups in which the predicate is true for some dropped row, in the seed's order."""
@@ -113,11 +121,10 @@ class Rows:
             )
             witnesses.update(row["dup_of"] for row in self._fetch(query))
         chosen = sorted(witnesses, key=lambda uid: (uid < start, uid))[:count]
-        return self._groups(chosen)
+        return self._groups(chosen, named)
 
-    def _groups(self, witnesses: list[str]) -> list[Group]:
-        kept = {row["uid"]: row for row in self._outcomes(witnesses)}
-        dropped: dict[str, list[Row]] = {uid: [] for uid in kept}
+    def _groups(self, witnesses: list[str], named: Collection[str]) -> list[Group]:
+        dropped: dict[str, list[Row]] = {uid: [] for uid in witnesses}
         wanted = ds.field("dup_of").isin(pa.array(witnesses, pa.string()))
         if "duplicates" in self._datasets:
             for row in self._datasets["duplicates"].to_table(filter=wanted).to_pylist():
@@ -127,15 +134,15 @@ class Rows:
             for uid, rows in dropped.items()
         }
         shown = [row["uid"] for rows in ordered.values() for row in rows[:MEMBERS]]
-        whole = {row["uid"]: row for row in self._outcomes(shown)}
+        whole = {row["uid"]: row for row in self._outcomes([*witnesses, *shown], named)}
         groups = {uid: [whole[row["uid"]] for row in rows if row["uid"] in whole] for uid, rows in ordered.items()}
         counts = {uid: len(rows) for uid, rows in ordered.items()}
         # Ingest's duplicates were never fetched: they come last.
         for row in _rows_of(self._datasets["rejects"].to_table(filter=wanted)):
-            if row["uid"] not in whole:
+            if row["uid"] not in shown:
                 counts[row["dup_of"]] += 1
                 groups[row["dup_of"]].append(row)
-        return [Group(kept[uid], groups[uid][:MEMBERS], counts[uid]) for uid in witnesses if uid in kept]
+        return [Group(whole[uid], groups[uid][:MEMBERS], counts[uid]) for uid in witnesses if uid in whole]
 
     def _rows(self, table: str, named: Collection[str], low: str = "", high: str = _END) -> str:
         """SQL of a table's rows with every column the predicate names, and `at_`, their place in the order."""
@@ -160,20 +167,23 @@ class Rows:
         nulls = "".join(f", NULL AS {_quote(name)}" for name in missing)
         return f"SELECT uid AS at_, *{nulls} FROM {parts[0]} {joins}"
 
-    def _whole(self, rows: list[Row]) -> list[Row]:
+    def _whole(self, rows: list[Row], named: Collection[str]) -> list[Row]:
         """The rows with the columns of all tables; those of rejects have theirs already."""
-        outcomes = {row["uid"]: row for row in self._outcomes([row["uid"] for row in rows if len(row) == 1])}
+        outcomes = {row["uid"]: row for row in self._outcomes([row["uid"] for row in rows if len(row) == 1], named)}
         return [outcomes[row["uid"]] if len(row) == 1 else row for row in rows]
 
-    def _outcomes(self, uids: list[str]) -> list[Row]:
+    def _outcomes(self, uids: list[str], named: Collection[str]) -> list[Row]:
         found: dict[str, Row] = {}
         if not uids:
             return []
+        wanted = {*self._more, *named, *(name for name in self._table_of if name.startswith("pass_"))}
         near = (ds.field("uid") >= min(uids)) & (ds.field("uid") <= max(uids))
         for table in ("outcomes", *JOINED):
             if table in self._datasets:
-                mine = [name for name, of in self._table_of.items() if of == table and name != PIXELS.name]
+                mine = [name for name, of in self._table_of.items() if of == table and name in wanted - {"pixels"}]
                 columns = list(dict.fromkeys(["uid", *mine]))
+                if len(columns) == 1:
+                    continue
                 for row in _rows_of(self._datasets[table].to_table(columns, filter=near & ds.field("uid").isin(uids))):
                     if table == "outcomes" or row["uid"] in found:
                         found[row["uid"]] = row | found.get(row["uid"], {})  # the first encoder's scores stay
