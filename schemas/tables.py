@@ -106,11 +106,11 @@ OUTCOMES: Final = _table(
 CONSENT: Final = _table(
     "Long: one row a pair and signal that was found.",
     ("uid", pa.string(), "the pair's uid"),
-    ("signal", pa.string(), "robots, x_robots_tag, tdm_reservation, content_usage …"),
+    ("signal", pa.string(), "robots, x_robots_tag, tdm_reservation, content_usage, tdmrep, iptc_plus or c2pa"),
     ("value", pa.string(), "the signal as it came"),
-    ("source", pa.string(), "where it came from: a header's name, or the URL of a file"),
-    ("verdict", pa.string(), "allow or deny"),
-    ("rule_version", pa.string(), "version of the rule that judged it"),
+    ("source", pa.string(), "where it came from: a header's name, the URL of a file, or xmp or c2pa inside the image"),
+    ("verdict", pa.string(), "deny, or allow: it does not forbid"),
+    ("rule_version", pa.string(), "the standard or draft it was judged by, with its version"),
     ("observed_at", TIMESTAMP, "when it was seen"),
 )
 

@@ -135,7 +135,6 @@ def test_a_plan_writes_and_requests_nothing(web: Web, built: tuple[Path, Path, A
         (["--set", "select.decontaminate=[imagenet]"], "imagenet"),
         (["--set", "select.uids=/nowhere.npy"], "/nowhere.npy"),
         (["--set", "select.top={column: clip_score, fraction: 0.3}"], "select.top"),
-        (["--set", "download.consent.tdmrep=true"], "tdmrep"),
         (["--set", "download.blocklists=/nowhere/list"], "/nowhere/list"),
         (["--set", "download.bbox_col=faces"], "add it to ingest.keep_columns"),
         (["--set", "download.allow_addresses=nonsense"], "nonsense"),
