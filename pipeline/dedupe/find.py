@@ -6,6 +6,7 @@ Each level drops a row only for a row that this level keeps; the witness of a ro
 
 import logging
 import os
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -13,8 +14,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.dedupe.hashes import COLOUR_BYTES, FORMS, PDQ_BYTES, turned_colours
-from pipeline.dedupe.search import MIN_QUALITY, RADIUS, Flags, Index, Points, deal, distances
-from pipeline.dedupe.witness import kept_witnesses
+from pipeline.dedupe.search import MIN_QUALITY, RADIUS, Flags, Index, Points, best_neighbours, deal, distances
+from pipeline.dedupe.witness import Search, kept_witnesses
 from pipeline.errors import InputError
 from schemas.recipe import Dedupe
 
@@ -46,14 +47,16 @@ FOUND: Final = pa.schema(
 _log = logging.getLogger(__name__)
 
 
-def find_duplicates(new: pa.Table, standing: pa.Table, settings: Dedupe, threads: int | None = None) -> pa.Table:
+def find_duplicates(
+    new: pa.Table, standing: pa.Table, settings: Dedupe, threads: int | None = None, search: Search | None = None
+) -> pa.Table:
     """The rows of `new` that go, by uid, each with its witness, a row of `new` or `standing`; schema FOUND.
 
     Both inputs have the columns of ROWS; no uid is in both. Rows of `standing` outrank those of `new` and never go. The
-    order of rows and the number of threads (default: this process's cores) change nothing. Raises InputError where
-    `rank` or `levels` cannot be served.
+    order of rows, the number of threads (default: this process's cores) and the place of the search (default: this
+    process; `spread` has Ray's) change nothing. Raises InputError where `rank` or `levels` cannot be served.
     """
-    threads = threads or len(os.sched_getaffinity(0))
+    search = search or partial(best_neighbours, threads=threads or len(os.sched_getaffinity(0)))
     radius = pdq_radius(settings)
     table = pa.concat_tables([standing, new.select(standing.column_names)])
     rows, first = len(table), len(standing)
@@ -64,7 +67,7 @@ def find_duplicates(new: pa.Table, standing: pa.Table, settings: Dedupe, threads
         by_bytes[:first] = np.arange(first)
     if radius is not None:
         points = points_of(table, order, by_bytes == np.arange(rows), settings.scope)
-        by_pdq, effort = kept_witnesses(points, rows, first, radius, threads)
+        by_pdq, effort = kept_witnesses(points, rows, first, radius, search)
         _log.info("pdq: %d rows, %d pairs compared", rows, effort.compared)
         if effort.skipped:
             _log.warning(
