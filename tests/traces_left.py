@@ -34,7 +34,7 @@ def needles(
 
 
 def traces(store: Store, wanted: Iterable[bytes]) -> list[str]:
-    """`path: what` for every place that still holds one of `wanted`; tombstones, which are hashes of hashes, included."""
+    """`path: what` for every place that still holds one of `wanted`."""
     wanted = list(wanted)
     return [f"{path}: {value!r}" for path, data in _everything(store) for value in wanted if value in data]
 

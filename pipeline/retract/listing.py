@@ -136,7 +136,7 @@ def _recognised(place: str, kind: Kind | None, value: str) -> list[tuple[Kind, s
     if kind is not None:
         raise InputError(f"{place}: {value[:80]!r} is no {kind}, which has {DIGITS[kind]} hex digits")
     host = _host(value)
-    if host is not None and ("." in host or ":" in host):
+    if host is not None and ("." in value or ":" in value):
         return [("host", host)]
     raise InputError(
         f"{place}: {value[:80]!r} is no URL, no host and no hash (32, 40 or 64 hex digits); nothing was withdrawn"
