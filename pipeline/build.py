@@ -129,7 +129,8 @@ class _Run:
             self._connect_ahead(batches)
         if not batches:
             raise InputError(f"output {self._store.uri}: has no batch yet; give --input")
-        check_rules(self._recipe, [name for batch in batches for name in batch.kept])
+        scores = {name for batch in batches if batch.adopted for name in batch.adopted.scores}
+        check_rules(self._recipe, [name for batch in batches for name in batch.kept], sorted(scores))
         self._save()
         try:
             return self._run_stages(batches)
@@ -145,10 +146,12 @@ class _Run:
 
     def _run_stages(self, batches: Sequence[Batch]) -> int:
         for stage in self._request.stages:
+            if stage == "select":
+                self._scores(batches)  # rules may name them
             self._stage(stage, batches)
             if self._stop.is_set():
                 return self._stopped()
-            if stage == "download" and any(batch.adopted for batch in batches):
+            if stage == "download":
                 self._scores(batches)
             if stage in ("download", "dedupe") and not self._needs_ray(stage):
                 release()
@@ -197,6 +200,8 @@ class _Run:
 
     def _scores(self, batches: Sequence[Batch]) -> None:
         """The scores and vectors that came with adopted batches."""
+        if not any(batch.adopted for batch in batches):
+            return
         from pipeline.adopt.scores import complete_scores, run_scores
 
         folder = run_scores(self._store, batches, self._folders["download"], self._run, self._stop)

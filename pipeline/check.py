@@ -6,12 +6,15 @@ import ssl
 from collections.abc import Callable, Collection
 from pathlib import Path
 
+import pyarrow as pa
+
+from pipeline.adopt.names import HEADS
 from pipeline.download.addresses import AddressPolicy, read_hosts
 from pipeline.download.blocklist import Blocklist
 from pipeline.errors import InputError
 from pipeline.gates import check_gates
 from pipeline.ingest.prefilter import Prefilter
-from pipeline.metadata import TEXT_COUNT, schema_of
+from pipeline.metadata import COSINE, TEXT_COUNT, schema_of
 from pipeline.rules import Rules
 from pipeline.select.decide import RESERVED
 from pipeline.storage import holder
@@ -38,11 +41,19 @@ def check_recipe(recipe: Recipe) -> None:
     _check_curation(recipe)
 
 
-def check_rules(recipe: Recipe, kept: Collection[str]) -> None:
-    """Raises InputError for a rule of dedupe or select that cannot be run where `kept` are the kept input columns."""
-    schema = schema_of(kept)
+def check_rules(recipe: Recipe, kept: Collection[str], scores: Collection[str]) -> None:
+    """Raises InputError for a rule of dedupe or select that cannot be run.
+
+    `kept` are the kept input columns, `scores` those that came with adopted batches.
+    """
+    schema = schema_of(kept, scores)
     Rules(recipe.dedupe.eligible, schema, "dedupe.eligible")
     Rules(recipe.select.rules, schema.append(TEXT_COUNT), "select.rules")
+    numbers = [field.name for field in schema if pa.types.is_integer(field.type) or pa.types.is_floating(field.type)]
+    for name in recipe.dedupe.rank:
+        if name != "uid" and name not in numbers:
+            known = ", ".join(numbers)
+            raise InputError(f"recipe dedupe.rank: {name} is not a number of each row; there are uid, {known}")
 
 
 def named_contents(recipe: Recipe) -> dict[str, dict[str, str]]:
@@ -70,10 +81,12 @@ def _content(path: str, place: str) -> str:
 
 
 def _check_curation(recipe: Recipe) -> None:
-    """What can be said of dedupe and select without a ROOT: src_* columns are taken to be there."""
+    """What can be said of dedupe and select without a ROOT: src_* columns and adopted scores are taken to be there."""
     dedupe, select = recipe.dedupe, recipe.select
     rules = [*dedupe.eligible.values(), *select.rules.values()]
-    check_rules(recipe, sorted({name for rule in rules for name in re.findall(r"\bsrc_(\w+)", rule)}))
+    kept = {name for rule in rules for name in re.findall(r"\bsrc_(\w+)", rule)}
+    scores = {name for rule in rules for name in re.findall(rf"\b(?:{COSINE}\w+|{'|'.join(HEADS.values())})\b", rule)}
+    check_rules(recipe, sorted(kept), sorted(scores))
     if reserved := [name for name in select.rules if name.lower() in RESERVED]:
         raise InputError(f"recipe select.rules.{reserved[0]}: the name says why else a row is dropped; choose another")
     if isinstance(select.decontaminate, list):

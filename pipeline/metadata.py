@@ -5,7 +5,7 @@
 | all of `outcomes`, with the kept input columns as `src_<name>` | the fetch and the image |
 | `text_repaired`, `fetch_url`, `n_chars`, `n_words`, `lang`, `lang_score` | `pairs` |
 | `pdq`, `pdq_quality` | `hashes`; null where dedupe made none |
-| `clip_score` and one column a head | `scores`; null where there are none |
+| `clip_score` (of the first encoder by name), `clip_score_<encoder>`, a column a head | `scores`; null without one |
 | `pixels` | original_width x original_height |
 | `text_count` (select.rules alone) | ok rows of the pool, of this round and earlier ones, with the same text |
 """
@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.root import read_batches
+from pipeline.root import adopted_scores, read_batches
 from pipeline.rounds import open_table, table_path, taken_rows
 from pipeline.runner import Unit
 from pipeline.storage import Store
@@ -24,6 +24,8 @@ from pipeline.units import StageFolder
 from schemas.tables import HASHES, OUTCOMES, PAIRS, SCORES
 
 PIXELS = pa.field("pixels", pa.int64())
+COSINE = "clip_score_"
+"""And an encoder's name: its cosine, where a row may have several."""
 TEXT_COUNT = pa.field("text_count", pa.int64())
 """Set-level: who reads a unit adds it."""
 
@@ -45,9 +47,11 @@ def schema_of(kept: Iterable[str], heads: Iterable[str] = ()) -> pa.Schema:
 
 
 def rule_schema(store: Store) -> pa.Schema:
-    """The columns that rules may name in this ROOT: kept input columns are those of all its batches."""
-    kept = {name: None for batch in read_batches(store).values() for name in batch.kept}
-    return schema_of(kept)
+    """The columns that rules may name in this ROOT: kept input columns and scores are those of all its batches."""
+    batches = read_batches(store).values()
+    kept = {name: None for batch in batches for name in batch.kept}
+    scores = {name: None for batch in batches if batch.adopted for name in batch.adopted.scores}
+    return schema_of(kept, scores)
 
 
 class Metadata:
@@ -57,9 +61,9 @@ class Metadata:
     """
 
     def __init__(self, folders: Mapping[str, StageFolder]) -> None:
-        self._folders = folders
-        stages = {"download", *(stage for stage, _ in _JOINED.values())} & folders.keys()
-        self._current = {stage: folders[stage].generations() for stage in stages}
+        self._folders = {"embed": adopted_scores(folders["download"].store), **folders}
+        stages = {"download", *(stage for stage, _ in _JOINED.values())} & self._folders.keys()
+        self._current = {stage: self._folders[stage].generations() for stage in stages}
 
     def read(self, unit: Unit, columns: Collection[str]) -> pa.Table:
         """`uid` and the wanted columns of the unit's rows, in the order of its outcomes.
@@ -99,16 +103,20 @@ class Metadata:
     ) -> pa.Table:
         """Add a table's columns, null where it has no such row; of `more` those it has as numbers."""
         read: dict[str, Any] = {}
-        places = None
         if (generation := self._current.get(stage, {}).get(unit)) is not None:
             folder = self._folders[stage]
             file = open_table(folder, table_path(folder, folder.record(unit, generation), table))
             there = file.schema_arrow.names
             names = [name for name in [*(field.name for field in fields), *more] if name in there]
-            found = file.read(columns=["uid", *names])
-            read = {name: found[name] for name in names}
+            cosines = [name for name in more if name.startswith(COSINE)]
+            found = file.read(
+                columns=list(dict.fromkeys(["uid", *names, *(["encoder", "clip_score"] if cosines else [])]))
+            )
             places = pc.index_in(rows["uid"], found["uid"].combine_chunks())
+            read = {name: found[name].take(places) for name in names}
+            for name in cosines:
+                own = found.filter(pc.equal(found["encoder"], name.removeprefix(COSINE)))
+                read[name] = own["clip_score"].take(pc.index_in(rows["uid"], own["uid"].combine_chunks()))
         for field in [*fields, *(pa.field(name, pa.float32()) for name in sorted(more))]:
-            values = read[field.name].take(places) if field.name in read else pa.nulls(rows.num_rows, field.type)
-            rows = rows.append_column(field.name, values)
+            rows = rows.append_column(field.name, read.get(field.name, pa.nulls(rows.num_rows, field.type)))
         return rows

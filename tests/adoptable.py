@@ -57,7 +57,7 @@ def make_download(folder: Path, rows: int, samples: int = 20, first: int = 0) ->
         for number in range(first, first + rows)
     ]
     # One row twice, one without text: what ingest rejects was downloaded all the same.
-    listed += [dict(listed[1], uid=uid_at_datacomp(10**6)), dict(listed[2], uid=uid_at_datacomp(10**6 + 1), text="")]
+    listed += [dict(listed[3], uid=uid_at_datacomp(10**6)), dict(listed[2], uid=uid_at_datacomp(10**6 + 1), text="")]
     pq.write_table(pa.Table.from_pylist(listed), folder / "list.parquet")
     (folder / "run.py").write_text(SCRIPT)
     env = {**os.environ, "NO_ALBUMENTATIONS_UPDATE": "1", "WANDB_MODE": "disabled"}

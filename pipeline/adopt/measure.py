@@ -63,9 +63,10 @@ def measure(store: Store, shard: Shard, exif: str) -> Measured:
             "or leave its files out"
         )
     rows = list(_rows(shard, table.to_pylist(), images, exif))
-    wanted = {key for key, row in zip(keys, rows, strict=True) if row["status"] == "ok"}
-    orphans = len(images.of.keys() - wanted) + len(images.twice)
-    return Measured(pa.Table.from_pylist(rows, MEASURED), len(wanted), orphans, images.broken)
+    named = {key for key, status in zip(keys, table["status"].to_pylist(), strict=True) if status == SUCCESS}
+    orphans = len(images.of.keys() - named) + len(images.twice)
+    used = sum(row["status"] == "ok" for row in rows)
+    return Measured(pa.Table.from_pylist(rows, MEASURED), used, orphans, images.broken)
 
 
 def _unsized(table: pa.Table) -> Any:
