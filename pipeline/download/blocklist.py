@@ -64,7 +64,7 @@ class Blocklist:
         for file in files:
             folder, _, name = file.rpartition("/")
             try:
-                text = open_store(folder or ("/" if file.startswith("/") else ".")).read(name).decode()
+                text = open_store(folder or ("/" if file.startswith("/") else ".")).read(name).decode("utf-8-sig")
             except (OSError, UnicodeDecodeError) as error:
                 raise InputError(f"download.blocklists: cannot read {file}: {error}") from None
             self.add(text.split("\n"), file)

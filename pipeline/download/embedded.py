@@ -15,9 +15,11 @@ def embedded_signals(data: bytes, evaluated: Collection[str]) -> list[Signal]:
     """The signals of `evaluated` (iptc_plus, c2pa) that fetched bytes carry."""
     terms: list[str] = []
     entries: list[tuple[str, str]] = []
+    left = xmp.MAX_PARSED
     for kind, body in read_segments(data):
         if kind == "xmp" and "iptc_plus" in evaluated:
-            terms += xmp.data_mining(body)
+            terms += xmp.data_mining(body, left)
+            left -= len(body)
         elif kind == "c2pa" and "c2pa" in evaluated:
             entries += c2pa.training_entries(body)
     told = [_signal("iptc_plus", value, xmp.forbids(value)) for value in dict.fromkeys(terms)]

@@ -16,6 +16,8 @@ from pipeline.images.cbor import decode_cbor
 LABELS: Final = ("c2pa.training-mining", "cawg.training-mining")
 MAX_BOXES: Final = 10_000
 MAX_DEPTH: Final = 8
+MAX_ASSERTION: Final = 1 << 18
+"""Bytes of an assertion; what is larger is unreadable, as a million items would cost a second and 100 MB."""
 FORBIDDING: Final = ("notallowed", "constrained")
 """Uses that deny; the assertion's own rule takes `constrained` for notAllowed without further information."""
 
@@ -73,6 +75,8 @@ def _assertions(store: bytes) -> Iterator[tuple[str, bytes, bytes]]:
 
 
 def _entries(label: str, kind: bytes, body: bytes) -> list[tuple[str, str]]:
+    if len(body) > MAX_ASSERTION:
+        return [(label, "unreadable")]
     try:
         value = decode_cbor(body) if kind == b"cbor" else json.loads(body.rstrip(b"\0"))
     except (ValueError, RecursionError):

@@ -10,8 +10,8 @@ import re
 from typing import Final
 from xml.parsers import expat
 
-MAX_PACKET: Final = 4 << 20
-"""Bytes of a packet that are parsed; of a larger one only its DMI terms are looked for."""
+MAX_PARSED: Final = 4 << 20
+"""Bytes of XMP that are parsed of an image, about a second's worth at most; the rest is searched for terms."""
 
 _PROPERTY: Final = b"DataMining"
 _TERM: Final = re.compile(r"DMI-[A-Z-]+")
@@ -19,17 +19,17 @@ _RDF: Final = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
 _IN_RDF: Final = (f"{_RDF} resource", f"{_RDF} value", f"{_RDF} about")
 
 
-def data_mining(packet: bytes) -> list[str]:
+def data_mining(packet: bytes, parsed: int = MAX_PARSED) -> list[str]:
     """The values of every DataMining property in a packet, as written, at most 1,000 characters each.
 
     A property of that name counts in any namespace, as tools disagree on it. What cannot be parsed (broken XML, a
-    document type, more than MAX_PACKET) is searched for the vocabulary's terms: a broken refusal is still one.
+    document type, more than `parsed` bytes) is searched for the vocabulary's terms: a broken refusal is still one.
     """
     # In these files XMP must be UTF-8; of what is UTF-16 all the same, this leaves the terms.
     plain = packet.replace(b"\0", b"") if b"\0" in packet[:4] else packet
     if _PROPERTY not in plain:
         return []
-    if len(packet) <= MAX_PACKET:
+    if len(packet) <= parsed:
         with contextlib.suppress(expat.ExpatError, ValueError, LookupError):
             # What comes after the last tag is padding.
             return _Reader().read(packet[: packet.rfind(b">") + 1].lstrip())

@@ -92,6 +92,11 @@ def test_a_list_named_after_pdq_must_say_what_its_hashes_are(tmp_path: Path) -> 
     assert written(tmp_path, f"pdq:{PDQ}", name="known_pdq.txt").has_pdq
 
 
+def test_a_list_may_be_written_on_windows(tmp_path: Path) -> None:
+    (tmp_path / "list").write_bytes(b"\xef\xbb\xbf" + SHA1.encode() + b"\r\n\r\n# end\r\n")
+    assert Blocklist([str(tmp_path / "list")]).body(BODY, {}) == ("blocklisted", f"sha1 {SHA1}")
+
+
 def test_a_list_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"download\.blocklists: cannot read"):
         Blocklist([str(tmp_path / "missing")])
