@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -12,12 +13,14 @@ from typing import Any
 
 import yaml
 
-from jobs.demo.contact_sheet import write_contact_sheet
-from jobs.demo.outcomes import a_uid, counts, differences, ended, newest_folder
+from jobs.demo.outcomes import a_uid, differences, ended, newest_folder
 from jobs.demo.web import Web
 
 HTTP_PORT, HTTPS_PORT = 18480, 18443
 """Fixed, so that a second run has the same URLs and finds its work done."""
+
+DRAWN = "kept AND regexp_full_match(caption, '[ -~]+')"
+"""Rows of the contact sheet: Pillow's own font has no letters beyond Latin."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,6 +56,7 @@ def _run(web: Web, output: Path, began: float) -> int:
         ("build", "--recipe", str(recipe), "--input", str(web.list_path), "--output", str(root)),
         ("show", str(root)),
         ("verify", str(root)),
+        ("look", str(root), "--where", DRAWN, "-n", "40", "--out", str(output / "contact-sheet.png")),
     )
     for name, *arguments in steps:
         code = _job(name, arguments)
@@ -66,7 +70,6 @@ def _run(web: Web, output: Path, began: float) -> int:
     print(f"{len(web.pairs) - len(wrong):,} of {len(web.pairs):,} rows ended as expected; "
           f"{web.canary()} connections to forbidden addresses")  # fmt: skip
     dataset = max(root.glob("shard/*/dataset"), key=lambda path: path.stat().st_mtime)
-    write_contact_sheet(dataset, counts(endings), output / "contact-sheet.png")
     _say_where(output, root, dataset, time.monotonic() - began)
     return 1 if wrong or web.canary() else 0
 
@@ -83,7 +86,7 @@ def _job(name: str, arguments: Sequence[str]) -> int:
     here = str(Path(__file__).parents[2])
     path = os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))
     began = time.monotonic()
-    print(f"\n$ python -m jobs.{name} {' '.join(arguments)}", flush=True)
+    print(f"\n$ python -m jobs.{name} {shlex.join(arguments)}", flush=True)
     done = subprocess.run([sys.executable, "-m", f"jobs.{name}", *arguments], env={**os.environ, "PYTHONPATH": path})
     print(f"({time.monotonic() - began:.0f} s)", flush=True)
     return done.returncode
@@ -100,6 +103,9 @@ done in {seconds:.0f} s
   contact sheet  {output / "contact-sheet.png"}
 
 next:
+  {python} -m jobs.look {root} --where "status <> 'ok'" --out {output / "turned-away.html"}
+  {python} -m jobs.look {root} --groups --out {output / "duplicates.html"}
+  {python} -m jobs.show {root} --slices
   {python} -m jobs.show {root} --column original_width
   {python} -m jobs.trace {root} --uid {a_uid(root)}
   {python} -c "import duckdb; duckdb.sql(\\"{query}\\").show()"

@@ -1,6 +1,5 @@
 """How a finished ROOT's rows ended, and whether that is how the web meant them to."""
 
-from collections import Counter
 from pathlib import Path
 
 import pyarrow.dataset as ds
@@ -26,12 +25,6 @@ def a_uid(root: Path) -> str:
     """The uid of some row that is ok."""
     found = _newest(root, "outcomes").to_table(columns=["uid"], filter=ds.field("status") == "ok")
     return str(found["uid"][0])
-
-
-def counts(endings: dict[int, Ending]) -> list[tuple[str, int]]:
-    """("failed dns", 12), …, the most frequent first."""
-    tally = Counter(" ".join(filter(None, ending)) for ending in endings.values())
-    return tally.most_common()
 
 
 def differences(pairs: list[Pair], endings: dict[int, Ending]) -> list[str]:

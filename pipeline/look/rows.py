@@ -187,6 +187,10 @@ class Rows:
                 for row in _rows_of(self._datasets[table].to_table(columns, filter=near & ds.field("uid").isin(uids))):
                     if table == "outcomes" or row["uid"] in found:
                         found[row["uid"]] = row | found.get(row["uid"], {})  # the first encoder's scores stay
+        if PIXELS.name in named:
+            for row in found.values():
+                if "original_width" in row:
+                    row[PIXELS.name] = row["original_width"] * row["original_height"]
         return list(found.values())
 
     def _fetch(self, query: str) -> list[Row]:

@@ -1,10 +1,8 @@
 """The embedded web answers as its list says, and its list and pictures are what the demo promises."""
 
 import asyncio
-import io
 import ssl
 import statistics
-import tarfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +12,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.demo.contact_sheet import write_contact_sheet
 from jobs.demo.hosts import HIDES, PLAIN, make_hosts
 from jobs.demo.kinds import KINDS, TLS_KINDS
 from jobs.demo.pairs import PICTURE, Pair, fetched_as, make_pairs
@@ -354,21 +351,3 @@ async def test_keep_alive_serves_several_requests_and_closing_hosts_close(web: W
             text += (await asyncio.wait_for(reader.read(1 << 16), 5)).decode()
         assert text.count("HTTP/1.1 404") == (1 if closes else 2)
         writer.close()
-
-
-def test_the_contact_sheet_shows_samples_of_all_shards(tmp_path: Path) -> None:
-    dataset = tmp_path / "dataset"
-    dataset.mkdir()
-    for shard in range(2):
-        with tarfile.open(dataset / f"{shard:05d}.tar", "w") as tar:
-            for number in range(5):
-                for extension_, data in (
-                    ("jpg", compose(0, 5 * shard + number)),
-                    ("json", b"{}"),
-                    ("txt", "Größe 猫".encode()),
-                ):
-                    member = tarfile.TarInfo(f"{shard}{number:04d}.{extension_}")
-                    member.size = len(data)
-                    tar.addfile(member, io.BytesIO(data))
-    assert write_contact_sheet(dataset, [("ok", 10), ("failed dns", 1)], tmp_path / "sheet.png") == 10
-    assert cv2.imread(str(tmp_path / "sheet.png")) is not None
