@@ -110,6 +110,14 @@ def _print_funnel(console: Console, found: Summary) -> None:
     for stage in found.stages:
         if stage.finished_at is None:
             console.print(f"{stage.stage} is not finished: run the build again and it goes on from here")
+    for held in found.eval_sets:
+        console.print(
+            Text(
+                f"evaluation set {held['eval_set']}: the pool holds at least {held['items_held']:,} of its "
+                f"{held['items']:,} items, in {held['rows_held']:,} of {held['pool_rows']:,} rows (PDQ misses crops)"
+            ),
+            soft_wrap=True,
+        )
     if found.dataset:
         console.print(
             Text(f"dataset: {found.dataset} ({found.samples:,} samples in {found.shards:,} shards)"), soft_wrap=True

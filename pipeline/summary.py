@@ -1,13 +1,19 @@
 """A ROOT at a glance: the funnel folded over batches, failed gates, and where the dataset is."""
 
+import json
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
+
+from pipeline.dedupe.stage import SETS
 from pipeline.funnel import FunnelRow, funnel, sum_rows
 from pipeline.gates import FailedGate, failed_gates
 from pipeline.root import adopted_scores, current_folders, read_batches, read_runs
 from pipeline.storage import Store
+from pipeline.tables import open_table, read_published
+from pipeline.units import StageFolder
 from schemas.recipe import Recipe
 
 
@@ -35,6 +41,8 @@ class Summary:
     funnel: list[FunnelRow]
     failed_gates: list[FailedGate]
     """By the gates of the last run's recipe, accepted batches left out."""
+    eval_sets: list[dict[str, Any]]
+    """What the pool holds of the sets of dedupe.against, at least: see pipeline.dedupe.against.held."""
     dataset: str | None
     samples: int
     shards: int
@@ -84,10 +92,23 @@ def summarise(store: Store) -> Summary:
         stages=stages,
         funnel=rows,
         failed_gates=failed_gates(_gates_of(runs[-1].recipe), rows, accepted) if runs else [],
+        eval_sets=_eval_sets(store, folders.get("dedupe"), sum_rows(rows, stage="download", status="ok")),
         dataset=f"{store.uri}/{shard.base}/dataset" if shard and made else None,
         samples=sum_rows(rows, stage="shard", status="ok"),
         shards=len(made),
     )
+
+
+def _eval_sets(store: Store, dedupe: StageFolder | None, pool_rows: int) -> list[dict[str, Any]]:
+    tagged = store.read_tagged(f"{dedupe.base}/{SETS}") if dedupe else None
+    published = read_published(store, "overlaps") if tagged else None
+    if tagged is None or published is None:
+        return []
+    from pipeline.dedupe.against import held
+
+    found = open_table(store, [file.path for file in published.files], "overlaps").to_table()
+    names = [pa.repeat(pa.scalar(name), items) for name, items in json.loads(tagged[0]).items()]
+    return held(found, pa.table({"eval_set": pa.chunked_array(names, pa.string())}), pool_rows)
 
 
 def _gates_of(recorded: dict[str, Any]) -> Recipe:

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import tarfile
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -70,13 +71,23 @@ class Pool:
         self.store: Store = LocalStore(root) if isinstance(root, Path) else root
         self.folder = StageFolder(self.store, "download", fingerprint)
         self._rows: dict[str, list[dict[str, Any]]] = {}
+        self._images: dict[int, bytes] = {}
+        self._sizes: dict[int, tuple[int, int]] = {}
 
     def unit(
         self, name: str, numbers: range, failed: set[int] = frozenset(), extension: str = "jpg", side: int = 16,
-        kept: dict[str, str] | None = None,
+        kept: dict[str, str] | None = None, images: Mapping[int, bytes] | None = None,
+        texts: Mapping[int, str] | None = None, sizes: Mapping[int, tuple[int, int]] | None = None,
     ) -> UnitRecord:  # fmt: skip
-        """Commit generation 0 of a unit; `failed` numbers ended as timeouts; `kept` are src_* columns, by name."""
+        """Commit generation 0 of a unit; `failed` numbers ended as timeouts; `kept` are src_* columns, by name.
+
+        `images`, `texts` and `sizes` (original width and height) replace what the number gives.
+        """
         rows = [self._row(name, number, kept or {}) for number in numbers]
+        self._images.update(images or {})
+        self._sizes.update(sizes or {})
+        for row in rows:
+            row["text"] = row["caption"] = (texts or {}).get(row["number"], row["text"])
         return self._commit(name, 0, rows, [row for row in rows if row["number"] not in failed], extension, side)
 
     def retry(self, name: str, cured: set[int], extension: str = "jpg", side: int = 16) -> UnitRecord:
@@ -123,7 +134,8 @@ class Pool:
         members = []
         with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
             for row in rows:
-                data = picture(row["number"], extension, side)
+                data = self._images.get(row["number"]) or picture(row["number"], extension, side)
+                original = self._sizes.get(row["number"], (640, 480))
                 info = tarfile.TarInfo(f"{row['uid']}.{extension}")
                 info.size = len(data)
                 offset = tar.offset + tarfile.BLOCKSIZE
@@ -132,7 +144,7 @@ class Pool:
                 members.append({
                     "pool_offset": offset, "pool_size": len(data), "pool_sha256": digest, "bytes": len(data),
                     "sha256": digest, "format": FORMATS[extension].lower(), "width": side + row["number"] % 5,
-                    "height": side, "original_width": 640, "original_height": 480, "http_status": 200,
+                    "height": side, "original_width": original[0], "original_height": original[1], "http_status": 200,
                     "attempts": 1, "exif": exif_of(row["number"]),
                 })  # fmt: skip
         return members

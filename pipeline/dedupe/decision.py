@@ -1,5 +1,6 @@
 """A round of `dedupe`: all its rows read, compared with each other and what stayed before, and written by unit."""
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -8,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.dedupe import find
+from pipeline.dedupe import against, find, search
 from pipeline.dedupe.rows import Gather, Keys, as_keys, unhex
-from pipeline.dedupe.stage import needs_hashes
+from pipeline.dedupe.stage import SETS, needs_hashes
 from pipeline.metadata import Metadata, rule_schema
 from pipeline.rounds import descriptors, open_table, table_path
 from pipeline.rules import Rules
@@ -20,7 +21,7 @@ from pipeline.storage import Store
 from pipeline.units import Output, StageFolder
 from schemas.recipe import Recipe, digest
 from schemas.records import Counts, Round, UnitRecord
-from schemas.tables import DUPLICATES, OVERLAPS
+from schemas.tables import DUPLICATES
 
 THREADS = max(1, min(4, os.cpu_count() or 1))
 
@@ -46,6 +47,18 @@ class Decision:
             standing = self._standing(gather, list(descriptors(rounds[:number]).values()))
             self._found = find.find_duplicates(self._new.table.filter(self._new.eligible), standing, self._settings)
         self._by_uid = as_keys(unhex(self._found["uid"], 16))
+        self._overlaps = self._against()
+        self._overlapping = as_keys(unhex(self._overlaps["uid"], 16))
+
+    def _against(self) -> pa.Table:
+        """Which rows, eligible or not, are in which evaluation set; says how large the sets are in sets.json."""
+        settings = self._settings
+        if not settings.against:
+            return against.OVERLAPS.empty_table()
+        sets = against.load_sets(settings.against, settings.dihedral)
+        items = {entry["values"]: entry["counts"] for entry in sets["eval_set"].value_counts().to_pylist()}
+        self._store.replace(f"{self._folder.base}/{SETS}", json.dumps(items, sort_keys=True).encode() + b"\n")
+        return against.find_overlaps(self._new.table, sets, find.pdq_radius(settings) or search.RADIUS)
 
     def _standing(self, gather: Gather, earlier: Sequence[Unit]) -> pa.Table:
         """The eligible rows that earlier rounds kept."""
@@ -70,13 +83,14 @@ class Decision:
 
     def _commit(self, number: int, unit: Unit, run: str) -> UnitRecord:
         rows = self._new.of_unit(number)
-        places = np.flatnonzero(np.isin(self._by_uid, as_keys(rows["uid"])))
-        gone = self._found.take(pa.array(places)).cast(DUPLICATES)
+        uids = as_keys(rows["uid"])
+        gone = self._found.filter(pa.array(np.isin(self._by_uid, uids))).cast(DUPLICATES)
+        overlaps = self._overlaps.filter(pa.array(np.isin(self._overlapping, uids)))
         attempt = self._folder.begin(unit["unit"], unit["generation"], run, alone=True)
         scratch = self._store.scratch()
         try:
             outputs = []
-            for name, table in (("duplicates", gone), ("overlaps", self._overlaps(rows))):
+            for name, table in (("duplicates", gone), ("overlaps", overlaps)):
                 pq.write_table(table, scratch / f"{name}.parquet", compression="zstd")
                 outputs.append(Output(name, scratch / f"{name}.parquet", table.num_rows))
             kept = rows.num_rows - gone.num_rows
@@ -89,6 +103,3 @@ class Decision:
             raise
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-
-    def _overlaps(self, rows: pa.Table) -> pa.Table:
-        return OVERLAPS.empty_table().drop_columns(["removed"])

@@ -21,6 +21,10 @@ FEW = 2_000
 """Images that are hashed in this process: sooner than workers start."""
 
 
+SETS = "sets.json"
+"""In the stage's folder: evaluation set → its items."""
+
+
 def needs_hashes(settings: Dedupe) -> bool:
     """Whether perceptual hashes are compared at all."""
     return settings.levels.get("pdq", False) is not False or bool(settings.against)

@@ -15,7 +15,7 @@ from schemas.records import Batch, FileEntry, UnitRecord
 
 READERS = 16
 _RECORD = re.compile(r"^(?P<stage>[a-z]+)/(?P<print>[0-9a-f]+)/units/(?P<unit>\d+-\d+)\.(?P<generation>\d+)\.json$")
-_UNRECORDED = re.compile(r"/(units|attempts|rounds)/|/complete\.json$|/dataset/(sizes|dataset)\.json$")
+_UNRECORDED = re.compile(r"/(units|attempts|rounds)/|/complete\.json$|/(dataset/(sizes|dataset)|sets)\.json$")
 
 
 @dataclass

@@ -131,6 +131,7 @@ def test_a_plan_writes_and_requests_nothing(web: Web, built: tuple[Path, Path, A
         (["--set", "select.rules.duplicate=width > 3"], "select.rules.duplicate"),
         (["--set", "dedupe.eligible.r=sum(width) > 3"], "dedupe.eligible.r"),
         (["--set", "dedupe.levels={pdq: 40}"], "pdq is 40"),
+        (["--set", "dedupe.rank=[beauty]"], "beauty"),
         (["--set", "dedupe.against={imagenet: /nowhere}"], "/nowhere"),
         (["--set", "select.decontaminate=[imagenet]"], "imagenet"),
         (["--set", "select.uids=/nowhere.npy"], "/nowhere.npy"),
