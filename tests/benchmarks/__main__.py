@@ -14,6 +14,7 @@ COMMANDS = {
     "shard": [],
     "records": [],
     "tables": [],
+    "look": [],
     "startup": [],
     "download": ["--case", "http", "bad"],
     "https": ["--case", "https", "--images", "3000"],

@@ -7,14 +7,19 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from jobs.look import main
 from pipeline.look.rows import Rows, _pieces
+from pipeline.retract.tombstone import tombstone
 from pipeline.storage import LocalStore, open_store
 from pipeline.tables import publish
+from schemas.records import Retraction, now
+from schemas.tables import DECISIONS, DUPLICATES
 from tests.fault_proxy import FaultProxy, Rule
 from tests.handmade import HandmadeRoot, Vandal
 
@@ -182,6 +187,71 @@ def test_groups_show_the_row_that_stayed_with_those_dropped_for_it(made: Handmad
     out = tmp_path / "page.html"
     assert main([made.store.uri, "--groups", "--out", str(out)]) == 0
     assert Page(out).text.count("1 row dropped for it") == 6
+
+
+def decided(tmp_path: Path) -> tuple[HandmadeRoot, list[dict[str, object]]]:
+    """A ROOT of 30 rows in which a rule dropped every ok row of an odd number, and its ok rows."""
+    made = HandmadeRoot(LocalStore(tmp_path / "root"))
+    made.batch(30)
+    made.finish()
+    ok = [row for row in outcomes(made) if row["status"] == "ok"]
+    folder = tmp_path / "root" / "tables" / "decisions" / "v1"
+    (part,) = folder.glob("*.parquet")
+    kept = {row["uid"]: row["source_row"] % 2 == 0 for row in ok}
+    rows = [{**row, "kept": kept[row["uid"]], "dropped_by": None if kept[row["uid"]] else "even",
+             "pass_even": kept[row["uid"]]} for row in pq.read_table(part).to_pylist()]  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(rows, schema=DECISIONS.append(pa.field("pass_even", pa.bool_()))), part)
+    return made, ok
+
+
+def test_verdicts_of_every_rule_and_the_columns_asked_about_are_told(tmp_path: Path) -> None:
+    made, ok = decided(tmp_path)
+    out = tmp_path / "page.html"
+    assert main([made.store.uri, "--where", "NOT pass_even AND pixels > 1", "--out", str(out)]) == 0
+    page = Page(out)
+    odd = [row for row in ok if row["source_row"] % 2]
+    assert len(page.images) == len(odd) > 3
+    assert page.text.count("dropped · even") == page.text.count("✗ even") == page.text.count("pixels256") == len(odd)
+    assert main([made.store.uri, "--where", "kept", "--out", str(out)]) == 0
+    assert Page(out).text.count("✓ even") == len(ok) - len(odd)
+
+
+def test_groups_of_dedupe_show_the_images_that_were_dropped_the_nearest_first(tmp_path: Path) -> None:
+    made, ok = decided(tmp_path)
+    witness, *others = ok[:4]
+    rows = [{"uid": row["uid"], "dup_of": witness["uid"], "level": "perceptual", "distance": float(9 - number),
+             "group_id": witness["uid"]} for number, row in enumerate(others)]  # fmt: skip
+    (part,) = (tmp_path / "root" / "tables" / "duplicates" / "v1").glob("*.parquet")
+    pq.write_table(pa.Table.from_pylist(rows, schema=DUPLICATES), part)
+    (group,) = Rows(made.store).groups("level = 'perceptual' AND distance = 8", 64, 0)
+    assert group.witness["uid"] == witness["uid"]
+    assert [row["uid"] for row in group.members[:3]] == [row["uid"] for row in reversed(others)]
+    out = tmp_path / "page.html"
+    assert main([made.store.uri, "--groups", "--where", "level = 'perceptual'", "--out", str(out)]) == 0
+    page = Page(out)
+    assert [hashlib.sha256(image).hexdigest() for image in page.images[:2]] == [
+        witness["pool_sha256"], others[-1]["pool_sha256"],
+    ]  # fmt: skip
+    assert "duplicate · perceptual · distance 7" in page.text
+
+
+def test_what_a_retraction_names_is_not_shown_though_the_tables_still_have_it(tmp_path: Path) -> None:
+    made, ok = decided(tmp_path)
+    lines = [tombstone("uid", str(ok[0]["uid"])), tombstone("sha256", str(ok[1]["sha256"]))]
+    described = Retraction(
+        retraction="0001", begun_at=now(), run="r", who="w", host="h", why="asked", keep_group=False,
+        list_sha256="0" * 64, listed={}, rows={},
+    )  # fmt: skip
+    made.store.replace("retractions/0001.tombstone", ("\n".join(lines) + "\n").encode())
+    made.store.replace("retractions/0001.json", described.to_bytes())
+    out = tmp_path / "page.html"
+    assert main([made.store.uri, "--where", "status = 'ok'", "--out", str(out)]) == 0
+    page = Page(out)
+    gone = [row for row in ok if row["sha256"] == ok[1]["sha256"] or row["uid"] == ok[0]["uid"]]
+    assert len(page.images) == len(ok) - len(gone)
+    assert page.text.count("refused retracted") == len(gone)
+    for row in gone:
+        assert str(row["uid"]) not in page.text
 
 
 def test_a_sheet_is_one_png_of_the_same_rows(made: HandmadeRoot, tmp_path: Path) -> None:
