@@ -76,7 +76,8 @@ class Metadata:
         rows = self._outcomes(unit, wanted)
         for table, (stage, fields) in _JOINED.items():
             named = [field for field in fields if field.name in wanted]
-            heads = wanted - {*rows.column_names, "pixels"} if table == "scores" else set()
+            others = {*rows.column_names, "pixels", *(field.name for field in fields)}
+            heads = wanted - others if table == "scores" else set()
             if named or heads:
                 rows = self._join(rows, stage, table, unit["reads"], named, heads)
         if "pixels" in wanted:
