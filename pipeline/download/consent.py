@@ -12,7 +12,7 @@ RULE_VERSIONS: Final = {
     "robots": "RFC 9309",
     "x_robots_tag": "1",
     "tdm_reservation": "TDMRep 2024-05-10",
-    "content_usage": "draft-ietf-aipref-attach-05, draft-ietf-aipref-vocab-08",
+    "content_usage": "draft-ietf-aipref-attach-04, draft-ietf-aipref-vocab-06",
     "tdmrep": "TDMRep 2024-05-10",
     "iptc_plus": "IPTC Photo Metadata 2023.1",
     "c2pa": "C2PA 1.4, CAWG training-mining 1.1",
@@ -65,24 +65,31 @@ def robots_tag_denies(line: str, token: str, disallowed: Collection[str]) -> boo
     return False
 
 
-_MEMBER = re.compile(r"\s*train-ai\s*=\s*(?:\"([^\"]*)\"|([^\s;,]+))", re.IGNORECASE)
+_MEMBERS = re.compile(r"(?:[^,\"]|\"[^\"]*\")+")
+_MEMBER = re.compile(r"\s*([a-z-]+)\s*=\s*(?:\"([^\"]*)\"|([^\s;,]+))", re.IGNORECASE)
 
 
 def content_usage_verdict(value: str) -> Literal["allow", "deny"] | None:
     """What a Content-Usage value says of training: a structured-field dictionary whose `train-ai` is y or n
-    (draft-ietf-aipref-attach-05, 3 and 4; draft-ietf-aipref-vocab-08, 6); None where it says nothing.
+    (draft-ietf-aipref-attach-04, 2 and 3; draft-ietf-aipref-vocab-06, 6); None where it says nothing.
 
-    More is taken for a refusal than the drafts ask: capitals, a quoted "n", ?0, and of one key given twice the n,
-    where RFC 9651 takes the last. The drafts speak of generative models; whatever a training set is used for later,
+    Labels of earlier drafts count too: `train-genai=n`, and `all=n` or `bots=n` where `train-ai` is not said. More
+    is taken for a refusal than the drafts ask: capitals, a quoted "n", ?0, and of one label given twice the n, where
+    RFC 9651 takes the last. Today's draft speaks of generative models; whatever a training set is used for later,
     `train-ai=n` keeps an image out of it.
     """
-    said = set()
-    for member in re.split(r",(?=(?:[^\"]*\"[^\"]*\")*[^\"]*$)", value):
+    said: dict[str, set[str]] = {}
+    if value.count('"') % 2:
+        value = value.replace('"', "")  # a quotation without an end hides nothing
+    for member in _MEMBERS.findall(value):
         if found := _MEMBER.match(member):
-            said.add((found[1] or found[2] or "").strip().lower())
-    if said & {"n", "?0"}:
+            preference = (found[2] or found[3] or "").strip().lower()
+            said.setdefault(found[1].lower(), set()).add({"?0": "n", "?1": "y"}.get(preference, preference))
+    training = said.get("train-ai", set()) & {"y", "n"}
+    broader = said.get("all", set()) | said.get("bots", set())
+    if "n" in training | said.get("train-genai", set()) or ("n" in broader and not training):
         return "deny"
-    return "allow" if said & {"y", "?1"} else None
+    return "allow" if training else None
 
 
 def header_signals(

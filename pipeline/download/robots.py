@@ -8,6 +8,8 @@ MAX_BYTES = 500 * 1024
 """RFC 9309, 2.5: at least 500 KiB are parsed."""
 KEEP_S = 24 * 3600.0
 """RFC 9309, 2.4."""
+MAX_PREFERENCES = 10_000
+"""Characters of a Content-Usage line that are read: it is read again for every URL."""
 
 
 class RobotsRules:
@@ -39,7 +41,7 @@ class RobotsRules:
 
 
 def _usage_lines(text: str, token: str) -> list[tuple[str, str]]:
-    """(path pattern, preferences) of the groups for `token`, else of those for `*` (draft-ietf-aipref-attach-05).
+    """(path pattern, preferences) of the groups for `token`, else of those for `*` (draft-ietf-aipref-attach-04).
 
     Lines before any group are read as meant for everybody, though a rule there has no effect by RFC 9309: when in
     doubt about consent, there is none.
@@ -63,5 +65,5 @@ def _usage_lines(text: str, token: str) -> list[tuple[str, str]]:
         if field == "content-usage" and value:
             pattern, rest = (*value.split(None, 1), "")[:2] if value.startswith("/") else ("/", value)
             for lines in [groups[agent] for agent in agents] or [everybody]:
-                lines.append((pattern, rest))
+                lines.append((pattern, rest[:MAX_PREFERENCES]))
     return everybody + groups.get(token.lower(), groups.get("*", []))

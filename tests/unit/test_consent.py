@@ -1,5 +1,7 @@
 """Consent signals in headers, judged on their text."""
 
+import time
+
 import pytest
 
 from pipeline.download.consent import RULE_VERSIONS, content_usage_verdict, header_signals, honoured, robots_tag_denies
@@ -45,10 +47,20 @@ def test_a_line_does_not_opt_out(line: str) -> None:
         ("train-ai=?0", "deny"), ("train-ai=y", "allow"), ("train-ai=y;x=n", "allow"), ("search=n", None),
         ("train-ai", None), ("", None), ('note="train-ai=n"', None), ('note="a, train-ai=n, b"', None),
         ("not-train-ai=n", None), ("train-ai=never", None),
+        ("train-genai=n", "deny"), ("train-ai=y, train-genai=n", "deny"), ("train-genai=y", None), ("all=n", "deny"),
+        ("bots=n, search=y", "deny"), ("all=n, train-ai=y", "allow"), ("all=y, train-ai=n", "deny"), ("all=y", None),
+        ('note="a, train-ai=n', "deny"), ('note=", train-ai=y", train-ai=n', "deny"),
     ],
 )  # fmt: skip
 def test_content_usage_speaks_of_training_in_its_member_alone(value: str, verdict: str | None) -> None:
     assert content_usage_verdict(value) == verdict
+
+
+@pytest.mark.parametrize("value", ['"', ",", 'a="', "train-ai=n,", "a", " ", '",'])
+def test_a_value_of_half_a_megabyte_takes_no_time(value: str) -> None:
+    began = time.process_time()
+    content_usage_verdict(value * (500_000 // len(value)))
+    assert time.process_time() - began < 5
 
 
 def test_every_signal_is_recorded_with_its_value_source_and_verdict() -> None:
