@@ -123,12 +123,12 @@ def test_folders_of_other_settings_go_once_nothing_current_reads_them(root: str)
     new = copied(store, old["download"], "d" * 16)
     # The dataset still comes from the old folder: the run ended after its download.
     run_of(store, "20270101T000000-new", {**stages, "download": new.fingerprint, "shard": "e" * 16})
-    publish(store, ("ingest", "download", "shard"))
+    publish(store, stages)
     assert not clean(store, "--keep", "9")
     newer = copied(store, old["shard"], "e" * 16)
     dataset = f"{newer.base}/dataset/dataset.json"
     store.replace(dataset, store.read(dataset).replace(old["download"].fingerprint.encode(), b"d" * 16))
-    publish(store, ("ingest", "download", "shard"))
+    publish(store, stages)
     gone = clean(store, "--keep", "9")
     assert {"/".join(path.split("/")[:2]) for path in gone} == {old["download"].base, old["shard"].base}
     assert not any(store.files(old["download"].base))
