@@ -12,6 +12,7 @@ from rich.text import Text
 
 from jobs.arguments import Parser, run_main
 from pipeline.columns import Column, read_column
+from pipeline.export.rebuilt import told
 from pipeline.root import open_root
 from pipeline.slices import KINDS, By, Slice, read_slices
 from pipeline.summary import Summary, summarise
@@ -118,6 +119,8 @@ def _print_funnel(console: Console, found: Summary) -> None:
             ),
             soft_wrap=True,
         )
+    if found.rebuilt:
+        console.print(Text(told(found.rebuilt)), soft_wrap=True)
     if found.dataset:
         console.print(
             Text(f"dataset: {found.dataset} ({found.samples:,} samples in {found.shards:,} shards)"), soft_wrap=True

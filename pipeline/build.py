@@ -22,6 +22,7 @@ from pipeline.dedupe.stage import FEW as FEW_HASHED
 from pipeline.dedupe.stage import hashes_due, needs_hashes, run_dedupe, run_hashes
 from pipeline.download.stage import retry_download, run_download
 from pipeline.errors import InputError
+from pipeline.export.rebuilt import rebuilt, told
 from pipeline.funnel import funnel
 from pipeline.gates import accepted_batches, failed_gates
 from pipeline.ingest.batch import load_batches
@@ -235,6 +236,8 @@ class _Run:
         if failed:
             names = " ".join(f"--accept {name}" for name in sorted({str(gate["batch"]) for gate in failed}))
             log.error("results are written; once somebody has looked at them: %s", names)
+        if again := rebuilt(self._record.recipe, batches, rows):
+            log.info("%s", told(again))
         code = 3 if failed else 0
         self._save(finished_at=now(), funnel=rows, failed_gates=failed, exit_code=code)
         return code

@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.dedupe.stage import SETS
+from pipeline.export.rebuilt import Rebuilt, rebuilt
 from pipeline.funnel import FunnelRow, funnel, sum_rows
 from pipeline.gates import FailedGate, failed_gates
 from pipeline.root import adopted_scores, current_folders, read_batches, read_runs
@@ -43,6 +44,8 @@ class Summary:
     """By the gates of the last run's recipe, accepted batches left out."""
     eval_sets: list[dict[str, Any]]
     """What the pool holds of the sets of dedupe.against, at least: see pipeline.dedupe.against.held."""
+    rebuilt: Rebuilt | None
+    """By the last run's download.verify_hash: what became of the rows of an index that was built again."""
     dataset: str | None
     samples: int
     shards: int
@@ -93,6 +96,7 @@ def summarise(store: Store) -> Summary:
         funnel=rows,
         failed_gates=failed_gates(_gates_of(runs[-1].recipe), rows, accepted) if runs else [],
         eval_sets=_eval_sets(store, folders.get("dedupe"), sum_rows(rows, stage="download", status="ok")),
+        rebuilt=rebuilt(runs[-1].recipe, batches.values(), rows) if runs else None,
         dataset=f"{store.uri}/{shard.base}/dataset" if shard and made else None,
         samples=sum_rows(rows, stage="shard", status="ok"),
         shards=len(made),

@@ -39,7 +39,9 @@ class KeptRows:
                 chosen.append(f's{number}.clip_score AS "clip_score_{encoder}"')
         # Heads are the same in every row of a pair.
         every = [f"s{number}" for number in range(len(self.encoders))]
-        chosen += [f'coalesce({", ".join(f'{s}."{name}"' for s in every)}) AS "{name}"' for name in self.heads if every]
+        for name in self.heads if every else []:
+            values = ", ".join(f'{scores}."{name}"' for scores in every)
+            chosen.append(f'coalesce({values}) AS "{name}"')
         return f"SELECT {', '.join(chosen)} FROM outcomes o {' '.join(joins)} ORDER BY o.uid"
 
     def _names(self, table: str) -> list[str]:
