@@ -10,6 +10,7 @@ import pyarrow.dataset as ds
 
 from pipeline.retract.tombstone import Tombstones, read_retractions
 from pipeline.root import current_folders, read_batches, read_runs
+from pipeline.rounds import descriptors, read_rounds
 from pipeline.storage import Store, locate
 from pipeline.tables import SOURCE_OF, open_table, read_published, stamp, unit_files
 from pipeline.units import StageFolder, fingerprints
@@ -103,14 +104,34 @@ class Trace:
         story["duplicates"] = self._look_up("rejects", ds.field("dup_of") == uid)
         if outcomes and outcomes[0].get("pool_file"):
             story["pool"] = self._member(outcomes[0])
+            story |= self._curation(uid)
         samples, shard_units = [], []
         for sample, base, shard_unit in self._samples_of_uid(uid):
             samples.append(sample)
             shard_units.append((base, shard_unit))
         story["samples"] = samples
         places = [(folder.base, unit) for stage in ("ingest", "download") for folder in self._all(stage)]
+        for folder in [*self._all("dedupe"), *self._all("select")]:
+            rounds = descriptors(read_rounds(folder)).items()
+            places += [(folder.base, name) for name, described in rounds if described["reads"] == unit]
         story["runs"] = self._touched_by(pair["batch"], places + shard_units)
         return story
+
+    def _curation(self, uid: str) -> Row:
+        """What dedupe and select made of a pool row: its witness or those that gave way to it, overlaps, decision."""
+        told: Row = {"hashes": [_without(row, "uid", "pdq_forms") for row in self._of("hashes", uid)]}
+        given_up = self._look_up("duplicates", (ds.field("uid") == uid) & (ds.field("level") != "url"))
+        if given_up:
+            told["duplicate"] = [_without(row, "uid") for row in given_up]
+            told["witness"] = self._of("pairs", given_up[0]["dup_of"])
+        gone = self._look_up("duplicates", (ds.field("dup_of") == uid) & (ds.field("level") != "url"))
+        told["gave_way"] = [_without(row, "dup_of", "group_id") for row in gone]
+        told["overlaps"] = [_without(row, "uid") for row in self._of("overlaps", uid)]
+        told["decision"] = [_without(row, "uid") for row in self._of("decisions", uid)]
+        return told
+
+    def _of(self, table: str, uid: str) -> list[Row]:
+        return self._look_up(table, ds.field("uid") == uid)
 
     def _reject(self, reject: Row) -> Row:
         unit = self._unit_of("rejects", reject)

@@ -33,8 +33,11 @@ def start(name: str, *arguments: object, env: Mapping[str, str] | None = None) -
 
 
 def write_recipe(path: Path, web_recipe: dict[str, Any], **sections: dict[str, Any]) -> Path:
-    """A recipe file: the web's own settings (hosts, certificates, address range) with sections laid over."""
-    merged = {name: dict(section) for name, section in web_recipe.items()}
+    """A recipe file: the web's own settings (hosts, certificates, address range) with sections laid over.
+
+    Without a level of `dedupe`, unless `sections` has one: every ok row becomes a sample.
+    """
+    merged = {"dedupe": {"levels": {}}} | {name: dict(section) for name, section in web_recipe.items()}
     for name, section in sections.items():
         merged[name] = {**merged.get(name, {}), **section}
     path.write_text(yaml.safe_dump(merged))

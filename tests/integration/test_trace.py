@@ -58,8 +58,10 @@ def test_a_sample_is_told_from_its_input_row_to_its_tar(made: HandmadeRoot) -> N
     did = [line for run in story["runs"] for line in run["did"]]
     assert "made batch 0001" in did
     assert {line.split("/")[0] for line in did if line.startswith("committed")} == {
-        "committed ingest", "committed download", "committed shard",
+        "committed ingest", "committed download", "committed dedupe", "committed select", "committed shard",
     }  # fmt: skip
+    (decision,) = story["decision"]
+    assert decision["kept"]
 
 
 def test_a_refused_row_shows_the_signal_that_refused_it(made: HandmadeRoot) -> None:
