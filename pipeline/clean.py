@@ -35,7 +35,7 @@ def removals(store: Store, keep: int = KEEP) -> list[Removal]:
     """All that is no longer current, for the holder of the lease.
 
     Never batches, runs and the lease, nor anything that a current record names: the folders of stages that are
-    current, those they were made from, those of the newest run (it may go on), those the tables were made from, and
+    current, those they were made from, those the newest run began (it may go on), those the tables were made from, and
     adopted scores.
     """
     found = [Removal(entry.path, 1, entry.size, "unfinished") for entry in store.unfinished()]
@@ -112,8 +112,10 @@ def _kept(store: Store) -> set[tuple[str, str]]:
         if published := read_published(store, table):
             kept.update((stage, stamp.split(" ")[0]) for stage, stamp in published.made_from.items())
     runs = read_runs(store)
-    if runs:
-        kept.update(runs[-1].stages.items())
+    begun: dict[str, str] = {}
+    for run in runs:
+        begun.update(run.stages)
+    kept.update(begun.items())
     # A stage's folder belongs to one chain of stages before it, which every run that named it tells.
     for stage, name in tuple(kept):
         chains = [run.stages for run in runs if run.stages.get(stage) == name]

@@ -2,6 +2,7 @@
 
 import base64
 import html
+import unicodedata
 from collections.abc import Sequence
 
 from pipeline.look.cards import Card
@@ -61,12 +62,15 @@ def page(title: str, notes: Sequence[str], groups: Sequence[tuple[str, Sequence[
 
 
 def told(text: str) -> str:
-    """Text as HTML: escaped, and what does not print (NUL, escapes, bidirectional overrides) made visible."""
-    printed = "".join(
-        char if char.isprintable() or char in "\n\u200c\u200d" else char.encode("unicode_escape").decode()
-        for char in text
-    )
-    return html.escape(printed)
+    """Text as HTML: escaped, and what steers instead of printing (NUL, ESC, bidirectional overrides) made visible."""
+    shown = "".join(char.encode("unicode_escape").decode() if _steers(char) else char for char in text)
+    return html.escape(shown)
+
+
+def _steers(char: str) -> bool:
+    # Joiners, and the tags from U+E0020, are parts of letters and emoji.
+    part = char in "\n\u200c\u200d" or char >= "\U000e0020"
+    return not part and unicodedata.category(char) in ("Cc", "Cf", "Cs")
 
 
 def _group(heading: str, cards: Sequence[Card]) -> str:

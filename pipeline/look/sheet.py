@@ -2,6 +2,7 @@
 
 import io
 import textwrap
+import unicodedata
 from collections.abc import Sequence
 from functools import cache
 
@@ -72,7 +73,7 @@ def _cut(text: str, most: int) -> str:
 
 
 def _printed(text: str) -> str:
-    return "".join(char if char.isprintable() else " " for char in text)
+    return "".join(" " if unicodedata.category(char) in ("Cc", "Cf", "Cs") else char for char in text)
 
 
 @cache

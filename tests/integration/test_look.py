@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from jobs.look import main
+from pipeline.look.page import told
 from pipeline.look.rows import Rows, _pieces
 from pipeline.retract.tombstone import tombstone
 from pipeline.storage import LocalStore, open_store
@@ -88,8 +89,8 @@ def test_rows_without_an_image_say_why(made: HandmadeRoot, tmp_path: Path) -> No
     assert main([made.store.uri, "--where", "status <> 'ok'", "--out", str(out)]) == 0
     page = Page(out)
     assert not page.images
-    for told in ("failed timeout 10 s", "refused robots", "a duplicate: never fetched", "rejected missing_text"):
-        assert page.text.count(told) == 6
+    for why in ("failed timeout 10 s", "refused robots", "a duplicate: never fetched", "rejected missing_text"):
+        assert page.text.count(why) == 6
 
 
 def test_a_seed_decides_the_sample_and_another_takes_other_rows(made: HandmadeRoot) -> None:
@@ -145,6 +146,13 @@ def test_alt_text_is_shown_as_text_whatever_it_says(tmp_path: Path) -> None:
     assert where in page.text
     assert not {"\x00", "\u202e"} & set(out.read_text())
     assert "url(" not in out.read_text()
+
+
+def test_letters_of_every_script_and_joined_emoji_are_shown_as_they_are() -> None:
+    wales = "🏴" + "".join(chr(0xE0000 + ord(char)) for char in "gbwls\x7f")
+    texts = ["猫と\u3000犬", "café\u00a0noir", "👩\u200d👩\u200d👧", wales, "می\u200cخواهم", "क्षि", "\U0001fae8"]
+    assert [told(text) for text in texts] == texts
+    assert told("a\x1b[2J\u202eb\u2066\x00<&") == r"a\x1b[2J\u202eb\u2066\x00&lt;&amp;"
 
 
 def test_an_image_that_is_not_the_recorded_one_is_not_shown(tmp_path: Path) -> None:
