@@ -34,7 +34,7 @@ def read_uids(path: str) -> Uids:
             return _of_hex(column.combine_chunks(), place, "row")
         lines = [line.strip().lower() for line in data.decode().splitlines()]
         return _of_hex(pa.array([line or None for line in lines], pa.string()), place, "line")
-    except (OSError, ValueError, pa.ArrowException, KeyError) as error:
+    except (OSError, EOFError, ValueError, pa.ArrowException, KeyError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{place}: cannot be read: {' '.join(str(error).split())[:200]}") from None
