@@ -127,7 +127,8 @@ class Rows:
         dropped: dict[str, list[Row]] = {uid: [] for uid in witnesses}
         wanted = ds.field("dup_of").isin(pa.array(witnesses, pa.string()))
         if "duplicates" in self._datasets:
-            for row in self._datasets["duplicates"].to_table(filter=wanted).to_pylist():
+            fetched = wanted & (ds.field("level") != "url")
+            for row in self._datasets["duplicates"].to_table(filter=fetched).to_pylist():
                 dropped.setdefault(row["dup_of"], []).append(row)
         ordered = {
             uid: sorted(rows, key=lambda row: (row["distance"] or 0, row["level"], row["uid"]))
@@ -139,16 +140,16 @@ class Rows:
         counts = {uid: len(rows) for uid, rows in ordered.items()}
         # Ingest's duplicates were never fetched: they come last.
         for row in _rows_of(self._datasets["rejects"].to_table(filter=wanted)):
-            if row["uid"] not in shown:
-                counts[row["dup_of"]] += 1
-                groups[row["dup_of"]].append(row)
+            counts[row["dup_of"]] += 1
+            groups[row["dup_of"]].append(row)
         return [Group(whole[uid], groups[uid][:MEMBERS], counts[uid]) for uid in witnesses if uid in whole]
 
     def _rows(self, table: str, named: Collection[str], low: str = "", high: str = _END) -> str:
         """SQL of a table's rows with every column the predicate names, and `at_`, their place in the order."""
         if table == "rejects":
             at = "coalesce(uid, md5(concat(source, ' ', source_row)))"
-            rows = f"SELECT {at} AS at_, * FROM rejects_ WHERE {at} >= '{low}' AND {at} < '{high}'"
+            level = ", CASE WHEN reason = 'duplicate' THEN 'url' END AS level" if "level" in self._table_of else ""
+            rows = f"SELECT {at} AS at_, *{level} FROM rejects_ WHERE {at} >= '{low}' AND {at} < '{high}'"
             return f"SELECT * FROM none_ UNION ALL BY NAME ({rows})"
         of: dict[str, list[str]] = {"outcomes": ["uid", "source_row"]}
         for name in named:

@@ -229,11 +229,19 @@ def test_groups_of_dedupe_show_the_images_that_were_dropped_the_nearest_first(tm
     witness, *others = ok[:4]
     rows = [{"uid": row["uid"], "dup_of": witness["uid"], "level": "perceptual", "distance": float(9 - number),
              "group_id": witness["uid"]} for number, row in enumerate(others)]  # fmt: skip
+    # As ingest's duplicates are told: in rejects, and of the level `url`.
+    (part,) = (tmp_path / "root" / "tables" / "rejects" / "v1").glob("*.parquet")
+    rejects = pq.read_table(part)
+    again = {**rejects.to_pylist()[1], "reason": "duplicate", "uid": "e" * 32, "dup_of": witness["uid"]}
+    pq.write_table(pa.Table.from_pylist([again], schema=rejects.schema), part)
+    rows.append({**rows[0], "uid": "e" * 32, "level": "url", "distance": 0.0})
     (part,) = (tmp_path / "root" / "tables" / "duplicates" / "v1").glob("*.parquet")
     pq.write_table(pa.Table.from_pylist(rows, schema=DUPLICATES), part)
     (group,) = Rows(made.store).groups("level = 'perceptual' AND distance = 8", 64, 0)
     assert group.witness["uid"] == witness["uid"]
-    assert [row["uid"] for row in group.members[:3]] == [row["uid"] for row in reversed(others)]
+    assert [row["uid"] for row in group.members] == [*(row["uid"] for row in reversed(others)), "e" * 32]
+    assert group.dropped == 4
+    assert len(Rows(made.store).groups("level = 'url'", 64, 0)) == 1
     out = tmp_path / "page.html"
     assert main([made.store.uri, "--groups", "--where", "level = 'perceptual'", "--out", str(out)]) == 0
     page = Page(out)
