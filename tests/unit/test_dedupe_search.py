@@ -9,9 +9,11 @@ from pipeline.dedupe import search
 from pipeline.dedupe.search import (
     DEAL,
     EXACT,
-    MASKS,
+    GROUPS,
+    KEYS,
     TABLES,
     Points,
+    _edges,
     best_neighbours,
     deal,
     distances,
@@ -51,23 +53,26 @@ def brute(made: Points, radius: int) -> np.ndarray:
     return best
 
 
-def test_two_bands_of_a_group_are_on_one_line() -> None:
-    lines = [{band for band in range(16) if not mask >> 2 * band & 3} for mask in MASKS]
-    assert all(len(line) == 4 for line in lines)
-    for pair in itertools.combinations(range(16), 2):
-        assert sum(set(pair) <= line for line in lines) == 1
+def test_four_bands_of_a_group_are_off_some_key_of_24_to_28_bits() -> None:
+    keys = [{band for band in range(16) if mask >> _edges(group)[band] - _edges(group)[0] & 1} for group, mask in KEYS]
+    assert all(len(key) == 8 for key in keys)
+    assert {mask.bit_count() for _, mask in KEYS} <= set(range(24, 29))
+    for group in range(GROUPS):
+        mine = [key for key, (owner, _) in zip(keys, KEYS, strict=True) if owner == group]
+        for four in itertools.combinations(range(16), 4):
+            assert any(key.isdisjoint(four) for key in mine)
 
 
 def test_dealing_moves_bits_and_keeps_distances() -> None:
     hashes = np.random.default_rng(1).integers(0, 256, (50, 32), np.uint8)
     bits = np.unpackbits(hashes, axis=1)
-    assert (np.unpackbits(deal(hashes).view(np.uint8), axis=1) == bits[:, DEAL]).all()
+    assert (np.unpackbits(deal(hashes).view(np.uint8), axis=1, bitorder="little") == bits[:, DEAL]).all()
     expected = (bits[0] != bits).sum(axis=1)
     assert (distances(deal(hashes), deal(hashes[:1])) == expected).all()
     assert distances(deal(hashes), deal(~hashes)).tolist() == [256] * 50
 
 
-@pytest.mark.parametrize("bits", [0, 1, 7, 8, 15, 16, 22, EXACT])
+@pytest.mark.parametrize("bits", [0, 1, 7, 8, 15, 16, 23, EXACT])
 def test_every_pair_up_to_the_guarantee_is_found(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search, "SMALL", 0)
     hashes = planted(3000, bits)
@@ -77,15 +82,16 @@ def test_every_pair_up_to_the_guarantee_is_found(bits: int, monkeypatch: pytest.
 
 
 def test_errors_spread_worst_over_the_groups_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """23 bits, 2 or 3 in every group and no two of a group's in one band."""
+    """24 bits, 4 or 5 in every group and no two of a group's in one band."""
     monkeypatch.setattr(search, "SMALL", 0)
     rng = np.random.default_rng(3)
     bits = np.unpackbits(rng.integers(0, 256, (400, 32), np.uint8), axis=1)
     other = bits.copy()
     for row in range(400):
-        for group in range(8):
-            for band in rng.permutation(16)[: 2 if group == row % 8 else 3]:
-                other[row, 32 * group + 2 * band + rng.integers(2)] ^= 1
+        for group in range(GROUPS):
+            edges = _edges(group)
+            for band in rng.permutation(16)[: 4 if group == row % GROUPS else 5]:
+                other[row, edges[band] + rng.integers(3)] ^= 1
     where = np.argsort(DEAL)  # so that dealing puts them there
     hashes = np.packbits(np.stack([bits, other], axis=1).reshape(-1, 256)[:, where], axis=1)
     assert (distances(deal(hashes[::2]), deal(hashes[1::2])) == EXACT).all()
@@ -93,7 +99,7 @@ def test_errors_spread_worst_over_the_groups_are_found(monkeypatch: pytest.Monke
     assert (best[1::2] == np.arange(0, 800, 2)).all()
 
 
-@pytest.mark.parametrize(("bits", "least"), [(24, 0.999), (26, 0.995), (28, 0.99), (30, 0.97), (31, 0.96)])
+@pytest.mark.parametrize(("bits", "least"), [(26, 0.999), (28, 0.99), (30, 0.98), (31, 0.97)])
 def test_the_recall_that_is_stated_beyond_it(bits: int, least: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search, "SMALL", 0)
     best, _ = best_neighbours(points(planted(4000, bits)), everyone(8000), everyone(8000), 31)
@@ -124,14 +130,14 @@ def test_only_those_that_ask_and_answer_meet(monkeypatch: pytest.MonkeyPatch) ->
     assert {place: int(best[place]) for place in np.flatnonzero(best < 5000)} == {4000: 20}
 
 
-def test_a_hot_family_costs_each_row_one_comparison_or_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hot_family_costs_each_row_one_comparison_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search, "SMALL", 0)
     rng = np.random.default_rng(6)
     head = rng.integers(0, 256, (1, 32), np.uint8)
     family = head ^ np.packbits(np.argsort(rng.random((20_000, 256)), axis=1) < 6, axis=1)
     best, effort = best_neighbours(points(family), everyone(20_000), everyone(20_000), 31)
     assert best[1:].max() == 0
-    assert effort.compared < 40 * 20_000
+    assert effort.compared < TABLES * 20_000
 
 
 def test_a_hot_bucket_that_does_not_match_is_split_and_the_loss_reported(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,13 +147,13 @@ def test_a_hot_bucket_that_does_not_match_is_split_and_the_loss_reported(monkeyp
     hashes = np.random.default_rng(7).integers(0, 256, (3000, 32), np.uint8)
     hashes[-1] = hashes[-2]
     bits = np.unpackbits(hashes, axis=1)
-    bits[:, DEAL[:32]] = 0
+    bits[:, DEAL[: _edges(0)[-1]]] = 0
     made = points(np.packbits(bits, axis=1))
     best, effort = best_neighbours(made, everyone(3000), everyone(3000), 31)
     assert best[-1] == 2998
-    assert effort.hot_buckets == len(MASKS)
-    assert 0.9 < effort.skipped / (len(MASKS) * 3000 * 2999 / 2) < 1
-    assert effort.compared < 0.1 * 3000 * 2999 / 2 * len(MASKS)
+    assert effort.hot_buckets == TABLES // GROUPS
+    assert 0.9 < effort.skipped / (TABLES // GROUPS * 3000 * 2999 / 2) < 1
+    assert effort.compared < 0.1 * 3000 * 2999 / 2 * TABLES // GROUPS
 
 
 def test_colours_agree_up_to_the_threshold_in_every_cell() -> None:
