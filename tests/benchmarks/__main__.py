@@ -12,6 +12,7 @@ COMMANDS = {
     "ingest": [],
     "language": [],
     "shard": [],
+    "select": [],
     "records": [],
     "tables": [],
     "look": [],

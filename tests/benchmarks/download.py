@@ -181,13 +181,15 @@ def measure_ours(web: Web, server: PhotoServer) -> Result:
 
 
 def write_recipe(server: PhotoServer, folder: Path) -> Path:
-    """Defaults, but for the issue's sizes and what lets us into this web at all."""
+    """Defaults, but for the issue's sizes and what lets us into this web at all; the peer compares no images."""
     download: dict[str, object] = {
         "image_size": 256, "resize_mode": "keep_ratio", "timeout": 10, "allow_addresses": ["127.64.0.0/10"],
     }  # fmt: skip
     if server.web.tls:
         download["ca_file"] = str(server.ca_file)
-    recipe: dict[str, object] = {"download": download, "shard": {"number_sample_per_shard": 1000}}
+    recipe: dict[str, object] = {
+        "download": download, "dedupe": {"levels": {}}, "shard": {"number_sample_per_shard": 1000},
+    }  # fmt: skip
     if (os.cpu_count() or CORES) > CORES:
         recipe["ray"] = {"pools": dict.fromkeys(("ingest", "download", "shard"), CORES)}
     path = folder / "recipe.yaml"

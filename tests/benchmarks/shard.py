@@ -18,8 +18,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.dedupe.stage import run_dedupe
+from pipeline.select.stage import run_select
 from pipeline.shard.plan import next_round
 from pipeline.shard.stage import ShardWorker
+from pipeline.stop import StopFlag
 from pipeline.storage import Store, open_store
 from pipeline.units import Output, StageFolder
 from schemas.recipe import parse_recipe
@@ -37,13 +40,17 @@ def main(samples: int, root: Path) -> None:
     for unit in range(samples // UNIT):
         make_unit(download, unit, pool, members)
     print(f"made {samples} rows in {time.perf_counter() - started:.1f} s")
-    recipe = parse_recipe({}, "benchmark")
+    recipe = parse_recipe({"dedupe": {"levels": {}}}, "benchmark")
+    folders = {"download": download}
+    for stage, run in (("dedupe", run_dedupe), ("select", run_select)):
+        folders[stage] = StageFolder(store, stage, stage[0])
+        run(store, recipe, folders, folders[stage], "benchmark", StopFlag(store.uri, "benchmark"), lambda result: None)
     started = time.perf_counter()
-    round_ = next_round(recipe.shard, download, [], "benchmark")
+    round_ = next_round(recipe.shard, download, folders["select"], [], "benchmark")
     assert round_ is not None
     store.create(f"{folder.base}/rounds/0001.json", round_.to_bytes())
     print(f"planned {len(round_.units)} shards in {time.perf_counter() - started:.2f} s")
-    worker = ShardWorker(str(root), recipe, "d", "s", "benchmark")
+    worker = ShardWorker(str(root), recipe, "d", "s", "s", "benchmark")
     for unit in round_.units[:8]:
         started, cpu = time.perf_counter(), time.process_time()
         worker.run(dict(unit), alone=True)
