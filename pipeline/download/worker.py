@@ -33,6 +33,8 @@ from schemas.records import FileEntry, UnitRecord
 log = logging.getLogger(__name__)
 
 DECODE_THREADS = 1
+COMMIT_THREADS = 2
+"""A commit waits for the disk or the store: no decoding waits with it."""
 
 
 class DownloadWorker:
@@ -47,6 +49,7 @@ class DownloadWorker:
         self._blocklist = Blocklist(settings.blocklists, Tombstones.load(self._store))
         self._checks = BodyChecks(settings, self._blocklist)
         self._threads = ThreadPoolExecutor(DECODE_THREADS)
+        self._commits = ThreadPoolExecutor(COMMIT_THREADS)
         self._turns = itertools.count()
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
@@ -96,7 +99,7 @@ class DownloadWorker:
                 await self._fetch_all(targets(pairs, wanted), pairs, made, pool, ImageProcessor(self._settings))
             pool.close()
             return await asyncio.get_running_loop().run_in_executor(
-                self._threads, self._commit, attempt, upstream, made, pool, scratch, kept_files
+                self._commits, self._commit, attempt, upstream, made, pool, scratch, kept_files
             )
         finally:
             pool.close()
