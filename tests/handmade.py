@@ -38,11 +38,12 @@ class HandmadeRoot:
     """Of every ten rows, by their number: 3 has no text, 5 repeats 4, 7 times out, 8 is refused by robots.txt, 9 shares
     6's URL under another text, and the rest are ok."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, recipe: Recipe | None = None) -> None:
         self.store = store
+        self.recipe = recipe or RECIPE
         before: dict[str, str] = {}
         for stage in ("ingest", "download", "dedupe", "select", "shard"):
-            before[stage] = fingerprint(RECIPE, stage, dict(before))
+            before[stage] = fingerprint(self.recipe, stage, dict(before))
         self.folders = {stage: StageFolder(store, stage, name) for stage, name in before.items()}
         self._batches: list[str] = []
 
@@ -61,7 +62,8 @@ class HandmadeRoot:
         self.store.create(f"batches/{name}.json", batch.to_bytes())
         record = RunRecord(
             run=run, started_at=now(), command=["build"], who="tester", host="here", versions={},
-            recipe=RECIPE.model_dump(mode="json"), stages={stage: f.fingerprint for stage, f in self.folders.items()},
+            recipe=self.recipe.model_dump(mode="json"),
+            stages={stage: folder.fingerprint for stage, folder in self.folders.items()},
         )  # fmt: skip
         self.store.create(f"runs/{run}.json", record.to_bytes())
         self.store.replace("run.json", record.to_bytes())
@@ -73,7 +75,7 @@ class HandmadeRoot:
         self.complete("ingest", "download")
         stop = StopFlag(self.store.uri, "run")
         for stage, run in (("dedupe", run_dedupe), ("select", run_select), ("shard", run_shard)):
-            run(self.store, RECIPE, self.folders, self.folders[stage], "run", stop, lambda result: None)
+            run(self.store, self.recipe, self.folders, self.folders[stage], "run", stop, lambda result: None)
             self.complete(stage)
         return publish(self.store, self.folders)
 
@@ -161,9 +163,9 @@ class HandmadeRoot:
 class Vandal:
     """Breaks a local ROOT in one place, keeping the sums around it right, so that one check alone can notice."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, recipe: Recipe | None = None) -> None:
         self.root = root
-        self.made = HandmadeRoot(LocalStore(root))
+        self.made = HandmadeRoot(LocalStore(root), recipe)
 
     def record(self, stage: str, unit: str) -> UnitRecord:
         return self.made.folders[stage].records()[unit]
