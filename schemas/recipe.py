@@ -10,7 +10,7 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 FORMAT_VERSION = 1
 """Version of what stages write; part of every fingerprint."""
@@ -54,9 +54,23 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
 
+PRESETS: dict[str, dict[str, str | list[str]]] = {
+    "datacomp": {"url_col": "url", "caption_col": "text"},
+    "laion400m": {"url_col": "URL", "caption_col": "TEXT"},
+    "laion2b": {"url_col": "URL", "caption_col": "TEXT"},
+    "coyo": {"url_col": "url", "caption_col": "text"},
+    "cc3m": {"url_col": "url", "caption_col": "caption", "columns": ["caption", "url"]},
+    "cc12m": {"url_col": "url", "caption_col": "caption", "columns": ["url", "caption"]},
+}
+"""Column names as the sets were published: Parquet with a header, but CC3M's and CC12M's TSV without one."""
+
+
 class Ingest(Section):
     """Settings of a batch: fixed when the batch is made; a later change applies to later batches."""
 
+    preset: Literal["datacomp", "laion400m", "laion2b", "coyo", "cc3m", "cc12m"] | None = shapes(
+        None, "column names of a published set: url_col, caption_col and columns where they are not given"
+    )
     url_col: str = shapes("url", "column with the image's URL")
     caption_col: str = shapes("caption", "column with the alt text; with none, the text is empty")
     keep_columns: Strings = shapes(
@@ -79,6 +93,12 @@ class Ingest(Section):
         "fasttext-176", "language model that fills lang and lang_score; lingua: slower, better on short text, an extra"
     )
     lang_min_score: float = shapes(0.2, "lang is und where the model's score is below this", ge=0, le=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, given: Any) -> Any:
+        preset = given.get("preset") if isinstance(given, dict) else None
+        return {**PRESETS.get(preset, {}), **given} if isinstance(preset, str) else given
 
 
 class PerHost(Section):
