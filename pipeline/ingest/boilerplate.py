@@ -5,7 +5,9 @@ from typing import Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
-_FILE_NAME: Final = r"[\pL\pN_\s.,()+=@%&~#'\[\]-]{0,150}\.(?:jpe?g|png|gif|webp|bmp|tiff?|svg|heic|avif|cr2|nef|psd)"
+_ENDING: Final = r"(?i)\.(?:jpe?g|png|gif|webp|bmp|tiff?|svg|heic|avif|cr2|nef|psd)\s*$"
+_FILE_NAME: Final = r"^[\pL\pN_\s.,()+=@%&~#'\[\]-]{0,160}$"
+"""Asked of texts with the ending only: Unicode classes in one large pattern cost 25 times the rest of it."""
 _DEVICES: Final = (
     "img|image|imag|dsc|dscn|dscf|dscn|pict|pic|photo|foto|p|mvi|vid|wp|pano|gopr|sam|cimg|hpim|kif|imgp|pxl",
     "screenshot|screen shot|bildschirmfoto|captura de pantalla|capture d.écran|снимок экрана|スクリーンショット",
@@ -25,7 +27,7 @@ _NAMES_OF_NOTHING: Final = (
     "cover image|main image|hero image|blog image|image description|image placeholder|image preview",
 )
 _WHOLE: Final = (
-    rf"{_FILE_NAME}|{_CAMERA}|{'|'.join(_NAMES_OF_NOTHING)}",
+    rf"{_CAMERA}|{'|'.join(_NAMES_OF_NOTHING)}",
     r"(?:image|photo|picture|slide|figure|bild|imagen|foto) \d+ (?:of|/|von|de|di|из) \d+",
     r"(?:image|photo|picture|slide|bild|imagen|foto|thumbnail|gallery image|product image)[ #_-]{0,2}\d{1,4}",
     r"(?:share|pin|tweet|follow us|find us|like us|join us|save)(?: this| it)? (?:on|to|via) (?:facebook|twitter"
@@ -58,4 +60,6 @@ _PATTERN: Final = rf"(?i)^\s*(?:{'|'.join(_WHOLE)})[\s.:…!]*$|{'|'.join(_PHRAS
 def has_boilerplate(text: pa.Array) -> pa.Array:
     """A file's or a camera's name, a word that says no more than "image", or the page's own words to a reader
     ("click to enlarge", "Image 3 of 7", "no image available"), in a dozen languages."""
-    return pc.match_substring_regex(text, pattern=_PATTERN)
+    file_like = pc.match_substring_regex(text, pattern=_ENDING)
+    named = pc.match_substring_regex(text.filter(file_like), pattern=_FILE_NAME)
+    return pc.or_(pc.match_substring_regex(text, pattern=_PATTERN), pc.replace_with_mask(file_like, file_like, named))

@@ -109,11 +109,11 @@ from pipeline.ingest.stage import load_batches, make_batches, run_ingest
 from pipeline.stop import StopFlag
 from pipeline.storage import open_store
 from pipeline.units import StageFolder
-from schemas.recipe import Recipe, fingerprint
+from schemas.recipe import Ingest, Recipe, fingerprint
 import logging, time
 logging.basicConfig(level=logging.INFO)
 root, path = sys.argv[1:]
-store, recipe = open_store(root), Recipe()
+store, recipe = open_store(root), Recipe(ingest=Ingest(lang_model=LANG_MODEL))
 begun = time.monotonic()
 make_batches(store, recipe, [path], None, None, "bench")
 print(f"  batch made after {time.monotonic() - begun:.1f} s", flush=True)
@@ -152,7 +152,10 @@ def main() -> None:
         path = folder / "rows.parquet"
         generate(path, rows)
         print(f"{rows:,} rows, {path.stat().st_size / 2**20:,.0f} MiB of Parquet")
-        measure("pairmill ingest", OURS, folder / "root", path, rows)
+        for name in ("fasttext-176", "none"):
+            program = OURS.replace("LANG_MODEL", repr(name))
+            measure(f"ingest, {name}", program, folder / name, path, rows)
+            shutil.rmtree(folder / name)
         measure("DuckDB read, sort, write", DUCKDB, folder / "d.parquet", path, rows)
         measure("polars read, sort, write", POLARS, folder / "p.parquet", path, rows)
     finally:
