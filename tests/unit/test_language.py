@@ -21,7 +21,8 @@ MODEL = "fasttext-176"
 SENTENCES = {
     "en": "a drawing of an old house by the river", "de": "Ein altes Haus am Fluss mit roten Fenstern",
     "fr": "une vieille maison au bord de la rivière", "es": "una casa vieja al lado del río",
-    "ru": "старый дом у реки", "ja": "川沿いの古い家のイラスト", "zh": "这是一张河边老房子的照片", "ko": "강가의 오래된 집",
+    "ru": "старый дом у реки", "ja": "川沿いの古い家のイラスト",
+    "zh": "这是一张河边老房子的照片", "ko": "강가의 오래된 집",
     "ar": "بيت قديم بجانب النهر", "fa": "خانه قدیمی کنار رودخانه", "tr": "nehir kenarında eski bir ev",
 }  # fmt: skip
 
