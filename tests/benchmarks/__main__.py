@@ -17,6 +17,7 @@ COMMANDS = {
     "select_rules": [],
     "records": [],
     "tables": [],
+    "adopt": [],
     "look": [],
     "startup": [],
     "download": ["--case", "http", "bad"],
