@@ -119,7 +119,8 @@ def _parse(header: bytes, offset: int) -> tuple[str, int]:
             size = int(header[124:136].strip(b"\0 ") or b"0", 8)
     except ValueError:
         raise ValueError(f"has no tar header at byte {offset}") from None
-    if told != sum(header) - sum(header[148:156]) + 8 * 32:
+    # The checksum counts its own field as spaces.
+    if told != sum(header) - sum(header[148:156]) + 8 * ord(" "):
         raise ValueError(f"has a damaged header at byte {offset}")
     name = header[:100].rstrip(b"\0").decode(errors="replace")
     prefix = header[345:500].rstrip(b"\0") if header[257:263] == b"ustar\0" else b""
