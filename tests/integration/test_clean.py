@@ -211,7 +211,7 @@ def test_a_held_root_is_left_alone(root: str, capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize("point", ["before-remove", "mid-remove"])
 def test_killed_in_the_middle_it_leaves_a_root_that_verifies(root: str, point: str, tmp_path: Path) -> None:
     store = open_store(root)
-    made = build(store, days=3)
+    made = build(store)
     stages = {stage: folder.fingerprint for stage, folder in made.folders.items()}
     copied(store, made.folders["download"], "b" * 16)
     copied(store, made.folders["shard"], "b" * 16)
@@ -224,12 +224,13 @@ def test_killed_in_the_middle_it_leaves_a_root_that_verifies(root: str, point: s
     for where in ("tables/outcomes/v1/", f"download/{'b' * 16}/", f"shard/{'b' * 16}/"):
         flag = tmp_path / f"{point}-{where.replace('/', '-')}"
         killed = subprocess.run(
-            [sys.executable, "-m", "jobs.clean", root], cwd=REPOSITORY, capture_output=True, text=True, check=False,
+            [sys.executable, "-m", "jobs.clean", root, "--keep", "1"],
+            cwd=REPOSITORY, capture_output=True, text=True, check=False,
             env={**os.environ, "PAIRMILL_FAULT": f"{point}@{where}:kill:{flag}"},
         )  # fmt: skip
         assert killed.returncode == -9, killed.stderr
         assert verify(store).breaches == 0
-    assert main([root]) == 0
+    assert main([root, "--keep", "1"]) == 0
     assert not any(store.files(f"download/{'b' * 16}"))
     assert not any(store.files("tables/outcomes/v1"))
     assert not store.unfinished()
