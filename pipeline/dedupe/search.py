@@ -30,11 +30,14 @@ copies (JPEG 30 to 75, WebP, resized, blurred, 1% cropped, captioned) stay withi
 PDQ takes for one image it parts 92% that differ in skin tone and 97% of flags (the rest: skiers, whose skin is a few
 pixels; flags drawn alike)."""
 SMALL: Final = 1024
+"""Rows of a group that are compared whole."""
 WHOLE: Final = 1 << 26
 """Pairs of two sets that are simply compared."""
 _BLOCK: Final = 1 << 16
-STEPS: Final = 512
-"""Rows of a bucket that each row is compared with before the bucket counts as hot and is split."""
+STEPS: Final = 256
+"""Rows of a bucket that each row is compared with before the bucket counts as hot and is split, and then of the part.
+What is left after that is lost to this table, and reported; families of near copies lose nothing, since each row of
+them matches the first that it meets."""
 SPLIT_BITS: Final = 12
 
 GROUPS: Final = 5
@@ -193,7 +196,7 @@ class _Work:
         self._grouped = bool(points.group.any())
 
     def whole_groups(self, chosen: Index) -> None:
-        self._bucketed(self.points.group[chosen], chosen, None)
+        self._bucketed(self.points.group[chosen], chosen, SMALL, None)
 
     def keyed(self, tables: range) -> None:
         points = self.points
@@ -210,10 +213,10 @@ class _Work:
             if spread is not None:
                 keys ^= spread
             chosen = _sharing(keys, keys[asking]) if few else everyone
-            self._bucketed(keys[chosen] if few else keys, chosen, (group + 1) % GROUPS)
+            self._bucketed(keys[chosen] if few else keys, chosen, STEPS, (group + 1) % GROUPS)
 
-    def _bucketed(self, keys: npt.NDArray[Any], chosen: Index, finer: int | None) -> None:
-        """Compare within equal keys (below 2^32). `finer`: the group by whose bits a hot bucket is split."""
+    def _bucketed(self, keys: npt.NDArray[Any], chosen: Index, steps: int, finer: int | None) -> None:
+        """Compare within equal keys (below 2^32). `finer`: the group by whose bits a hot bucket is split, if any."""
         packed = keys.astype(np.uint64)
         packed <<= np.uint64(32)
         packed |= chosen.view(np.uint64)
@@ -228,7 +231,7 @@ class _Work:
             later = later[self.asks[self.points.row[at[later]]]]
         start = starts[np.cumsum(new)[later] - 1]
         del packed, new, starts
-        later, start = self._step(at, later, start, STEPS if finer is not None else len(at))
+        later, start = self._step(at, later, start, steps)
         if len(later) and finer is not None:
             self._split(at, later, start, finer)
 
@@ -282,7 +285,7 @@ class _Work:
         number = np.repeat(np.arange(len(hot)), ends + 1 - hot - STEPS)
         bits = group_bits(self.points.words[at[members]], finer) & np.uint64((1 << SPLIT_BITS) - 1)
         before = self.effort.compared
-        self._bucketed((number << SPLIT_BITS).astype(np.uint64) | bits, at[members], None)
+        self._bucketed((number << SPLIT_BITS).astype(np.uint64) | bits, at[members], STEPS, None)
         self.effort.hot_buckets += len(hot)
         self.effort.skipped += max(0, unmet - (self.effort.compared - before))
 

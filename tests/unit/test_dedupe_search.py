@@ -173,3 +173,19 @@ def test_pairs_of_two_sets_are_those_of_brute_force(whole: int, monkeypatch: pyt
     one, other = matches(few, many, EXACT)
     expected = [(a, b) for a in range(len(few)) for b in np.flatnonzero(distances(many, few[a][None]) <= EXACT)]
     assert list(zip(one.tolist(), other.tolist(), strict=True)) == expected
+
+
+def test_one_hash_in_many_colours_costs_no_more_than_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "STEPS", 16)
+    count = 2000
+    made = points(np.zeros((count, 32), np.uint8))
+    made.colours[:, :6] = (
+        np.unpackbits(np.arange(count, dtype=">u2").view(np.uint8).reshape(-1, 2), axis=1)[:, 5:11] * 90
+    )
+    made.colours[:, 6:12] = (
+        np.unpackbits(np.arange(count, dtype=">u2").view(np.uint8).reshape(-1, 2), axis=1)[:, 10:] * 90
+    )
+    best, effort = best_neighbours(made, everyone(count), everyone(count), 31)
+    assert (best == count).mean() > 0.9
+    assert effort.compared <= TABLES * count * 2 * 16
+    assert effort.skipped > 0
