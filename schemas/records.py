@@ -215,7 +215,7 @@ class Retraction(Record):
     adopted: dict[str, int] = {}
     """Adopted tar outside ROOT → withdrawn images it still holds: it is its owner's, and was not rewritten."""
     removed_pages: list[str] = []
-    """Contact sheets and other pages under ROOT, which may have shown withdrawn images: removed."""
+    """Removed, as no part of ROOT: contact sheets, pages and copies, and files that named withdrawn rows."""
     other_files: list[str] = []
     """Files under ROOT that are no part of it and were left alone."""
     bucket_versioned: bool | None = None

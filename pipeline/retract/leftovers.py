@@ -1,22 +1,18 @@
-"""What else may hold something withdrawn: old generations, leftovers of kills, scratch, old tables, pages."""
+"""What else may hold something withdrawn: old generations, leftovers of kills, scratch, old tables."""
 
+import contextlib
 import re
 from collections.abc import Collection
 
 from pipeline.faults import fault_point
 from pipeline.retract.read import SET_LEVEL, every_folder, parquet_files, read_columns
 from pipeline.retract.rewrite import Leaving, rewritten
-from pipeline.retract.tombstone import FOLDER
 from pipeline.rounds import read_rounds, unfinished
 from pipeline.storage import LocalStore, Store
 from pipeline.tables import read_published
 from pipeline.units import StageFolder
-from schemas.recipe import ORDER
 from schemas.records import UnitRecord
 from schemas.tables import TABLES
-
-PAGES = ("html", "htm", "pdf", "svg", "png", "jpg", "jpeg", "webp", "gif", "avif")
-"""Endings of contact sheets and pages, which show images or URLs."""
 
 _RECORD = re.compile(r"units/(\d+-\d+)\.(\d+)\.json$")
 _ITS_OWN = re.compile(r"/(units|attempts|rounds)/|/complete\.json$|/dataset/(sizes|dataset)\.json$")
@@ -29,10 +25,10 @@ def undo_unfinished_rounds(store: Store) -> None:
         generations = folder.generations()
         if not rounds or not unfinished(rounds[-1:], generations):
             continue
-        for unit in rounds[-1].units:
-            for path, _ in list(store.files(f"{folder.base}/units")):
-                if (match := _RECORD.search(path)) and match[1] == unit["unit"]:
-                    store.delete(path)
+        units = {str(unit["unit"]) for unit in rounds[-1].units}
+        for path, _ in list(store.files(f"{folder.base}/units")):
+            if (match := _RECORD.search(path)) and match[1] in units:
+                store.delete(path)
         store.delete(f"{folder.base}/rounds/{rounds[-1].round}.json")
 
 
@@ -102,16 +98,5 @@ def _remove_empty(store: Store, folder: str, version: int | None) -> None:
     if isinstance(store, LocalStore):
         for name in store.folders(folder):
             if name != f"v{version}":
-                (store.root / folder / name).rmdir()
-
-
-def pages_and_others(store: Store) -> tuple[list[str], list[str]]:
-    """Files under ROOT that no part of it made: pages and pictures, and all others."""
-    ours = tuple(f"{name}/" for name in (*ORDER, "batches", "runs", "tables", FOLDER))
-    pages: list[str] = []
-    others: list[str] = []
-    for path, _ in store.files(""):
-        if path.startswith(ours) or path in ("run.json", "lease.json", "views.sql"):
-            continue
-        (pages if path.rpartition(".")[2].lower() in PAGES else others).append(path)
-    return sorted(pages), sorted(others)
+                with contextlib.suppress(OSError):  # not empty: no version of ours
+                    (store.root / folder / name).rmdir()

@@ -12,8 +12,8 @@ from collections.abc import Callable
 
 from pipeline.errors import InputError, LeaseLostError
 from pipeline.faults import fault_point
+from pipeline.retract.foreign import remove_foreign
 from pipeline.retract.leftovers import (
-    pages_and_others,
     remove_old_generations,
     remove_old_tables,
     remove_unrecorded,
@@ -34,6 +34,9 @@ from schemas.recipe import ORDER
 from schemas.records import Batch, Retraction, UnitRecord, now
 
 log = logging.getLogger(__name__)
+
+OTHERS_TOLD = 100
+"""Files of others that a receipt names."""
 
 
 def look(store: Store, listed: Listed, keep_group: bool, why: str, run: str) -> tuple[Retraction, Found]:
@@ -84,19 +87,22 @@ def finish(store: Store, check: Callable[[], None]) -> Retraction | None:
     retraction = unfinished_retraction(store)
     if retraction is None:
         return None
-    leaving = Leaving(
-        retraction, Tombstones.load(store, retraction.retraction), frozenset(retraction.decide_again)
-    )  # fmt: skip
+    changes = _withdraw(store, retraction, check) if retraction.rows else {}
+    receipt = retraction.model_copy(update={"finished_at": now(), **changes})
+    store.replace(f"{FOLDER}/{retraction.retraction}.json", receipt.to_bytes())
+    return receipt
+
+
+def _withdraw(store: Store, retraction: Retraction, check: Callable[[], None]) -> dict[str, object]:
+    """Take the rows out of everything; what the receipt says of it."""
+    stones = Tombstones.load(store, retraction.retraction)
+    leaving = Leaving(retraction, stones, frozenset(retraction.decide_again))
     undo_unfinished_rounds(store)
-    datasets = [
-        {"path": f"{folder.base}/dataset", "samples": retraction.rows[folder.base].get("samples", 0)}
-        for folder in every_folder(store, "shard")
-        if folder.base in retraction.rows
-    ]
+    batches = read_batches(store)
     for stage in reversed(ORDER):
         for folder in every_folder(store, stage):
             check()
-            _rewrite_units(folder, leaving, read_batches(store))
+            _rewrite_units(folder, leaving, batches)
     for folder in every_folder(store):
         _recount(folder, leaving)
     check()
@@ -107,16 +113,18 @@ def finish(store: Store, check: Callable[[], None]) -> Retraction | None:
         remove_old_generations(folder, leaving)
     remove_unrecorded(store)
     remove_old_tables(store)
-    pages, others = pages_and_others(store)
-    for path in pages:
-        store.delete(path)
+    removed, others = remove_foreign(store, stones)
     fault_point("before-receipt")
-    receipt = retraction.model_copy(update={
-        "finished_at": now(), "datasets": datasets, "removed_pages": [*retraction.removed_pages, *pages],
-        "other_files": others[:100], "tables": retraction.tables | ({"after": published} if published else {}),
-    })  # fmt: skip
-    store.replace(f"{FOLDER}/{retraction.retraction}.json", receipt.to_bytes())
-    return receipt
+    return {
+        "datasets": [
+            {"path": f"{base}/dataset", "samples": tables["samples"]}
+            for base, tables in retraction.rows.items()
+            if "samples" in tables
+        ],
+        "tables": retraction.tables | ({"after": published} if published else {}),
+        "removed_pages": removed,
+        "other_files": others[:OTHERS_TOLD],
+    }
 
 
 def _rewrite_units(folder: StageFolder, leaving: Leaving, batches: dict[str, Batch]) -> None:

@@ -237,15 +237,17 @@ def test_old_tables_generations_leftovers_and_pages_go_too(tmp_path: Path) -> No
     folder.commit(again, outputs, record.counts, record.rows, "handmade", keep)
     image = made.store.read_range(row["pool_file"], row["pool_offset"], row["pool_size"])
     made.store.replace("look/sheet.html", image + row["url"].encode())
-    made.store.replace("notes.txt", b"mine")
+    made.store.replace("notes.txt", f"mine: {of(before, 14)['url']}".encode())
+    made.store.replace("export/urls.csv", f"uid,url\n1,{row['url']}\n".encode())
+    pq.write_table(pa.table({"uid": [row["uid"]]}), tmp_path / "root/export/uids.parquet")
     made.store.replace(f"{folder.base}/pool/0001-0000007.0.1.tar", image)
     made.store.replace(f"{made.folders['ingest'].base}/scratch/0002-x/0-keyed.parquet", row["url"].encode())
     assert retract(made.store, tmp_path, row["url"]) == 0
     assert traces(made.store, wanted) == []
     assert made.store.size("look/sheet.html") is None
-    assert made.store.size("notes.txt") == 4
     (receipt,) = read_retractions(made.store)
-    assert (receipt.removed_pages, receipt.other_files) == (["look/sheet.html"], ["notes.txt"])
+    assert receipt.removed_pages == ["export/uids.parquet", "export/urls.csv", "look/sheet.html"]
+    assert receipt.other_files == ["notes.txt"]
     assert {path.name for path in (tmp_path / "root/tables/outcomes").iterdir()} == {"latest.json", "v2"}
     assert set(folder.generations().values()) == {2, 0}
     assert breaches(made.store) == []
