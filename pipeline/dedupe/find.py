@@ -69,7 +69,7 @@ def find_duplicates(
         points, ranks = points_of(table, order, by_bytes == np.arange(rows), settings.scope)
         witness, effort = kept_witnesses(points, len(ranks), int((ranks < first).sum()), radius, search)
         by_pdq[ranks] = ranks[witness]
-        _log.info("pdq: %d rows, %d pairs compared", len(ranks), effort.compared)
+        _log.info("pdq: %d rows, %d pairs compared in %.1f CPU s", len(ranks), effort.compared, effort.seconds)
         if effort.skipped:
             _log.warning(
                 "pdq: %d hot buckets were split; %d pairs were not compared there", effort.hot_buckets, effort.skipped

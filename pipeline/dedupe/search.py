@@ -11,6 +11,7 @@ Rows share a bucket only where they may be duplicates at all: with scope `pair`,
 rows (equal texts, or all rows) of at most SMALL are compared whole, with no loss up to the radius.
 """
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final
@@ -99,14 +100,18 @@ class Points:
 
 @dataclass
 class Effort:
-    """`compared`: candidate pairs; `skipped`: pairs of hot buckets that one table did not compare."""
+    """`compared`: candidate pairs, and the CPU `seconds` that they took; `skipped`: pairs of hot buckets that one table
+    did not compare.
+    """
 
     compared: int = 0
+    seconds: float = 0.0
     skipped: int = 0
     hot_buckets: int = 0
 
     def add(self, other: "Effort") -> None:
         self.compared += other.compared
+        self.seconds += other.seconds
         self.skipped += other.skipped
         self.hot_buckets += other.hot_buckets
 
@@ -231,7 +236,9 @@ class _Work:
             later = later[self.asks[self.points.row[at[later]]]]
         start = starts[np.cumsum(new)[later] - 1]
         del packed, new, starts
+        begun = time.thread_time()
         later, start = self._step(at, later, start, steps)
+        self.effort.seconds += time.thread_time() - begun
         if len(later) and finer is not None:
             self._split(at, later, start, finer)
 
