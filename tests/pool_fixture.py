@@ -4,6 +4,7 @@ import hashlib
 import io
 import tarfile
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,7 @@ class Pool:
         self._sizes: dict[int, tuple[int, int]] = {}
 
     def unit(
-        self, name: str, numbers: range, failed: set[int] = frozenset(), extension: str = "jpg", side: int = 16,
+        self, name: str, numbers: range, failed: AbstractSet[int] = frozenset(), extension: str = "jpg", side: int = 16,
         kept: dict[str, str] | None = None, images: Mapping[int, bytes] | None = None,
         texts: Mapping[int, str] | None = None, sizes: Mapping[int, tuple[int, int]] | None = None,
     ) -> UnitRecord:  # fmt: skip

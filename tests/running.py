@@ -37,7 +37,7 @@ def write_recipe(path: Path, web_recipe: dict[str, Any], **sections: dict[str, A
 
     Without a level of `dedupe`, unless `sections` has one: every ok row becomes a sample.
     """
-    merged = {"dedupe": {"levels": {}}} | {name: dict(section) for name, section in web_recipe.items()}
+    merged: dict[str, Any] = {"dedupe": {"levels": {}}} | {name: dict(section) for name, section in web_recipe.items()}
     for name, section in sections.items():
         merged[name] = {**merged.get(name, {}), **section}
     path.write_text(yaml.safe_dump(merged))

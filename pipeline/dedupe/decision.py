@@ -4,14 +4,19 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.cluster import connect, pool_size
 from pipeline.dedupe import against, find, search
-from pipeline.dedupe.rows import Gather, Keys, as_keys, unhex
+from pipeline.dedupe.rows import ByUid, Gather, Keys, as_keys, unhex
+from pipeline.dedupe.spread import best_neighbours_on_ray
 from pipeline.dedupe.stage import SETS, needs_hashes
+from pipeline.dedupe.witness import Search
 from pipeline.metadata import Metadata, rule_schema
 from pipeline.rounds import descriptors, open_table, table_path
 from pipeline.rules import Rules
@@ -24,6 +29,18 @@ from schemas.records import Counts, Round, UnitRecord
 from schemas.tables import DUPLICATES
 
 THREADS = max(1, min(4, os.cpu_count() or 1))
+
+MANY = 20_000_000
+"""Rows that keep one machine busy for long: where there is a cluster, its nodes search."""
+
+
+def _cluster_search(recipe: Recipe, rows: int) -> Search | None:
+    """The search by tasks on the cluster this run belongs to; None where this process does it."""
+    address = recipe.ray.address or os.environ.get("RAY_ADDRESS")
+    if rows < MANY or address in (None, "", "local"):
+        return None
+    connect(recipe)
+    return partial(best_neighbours_on_ray, tasks=pool_size(recipe, "dedupe"))
 
 
 class Decision:
@@ -41,16 +58,20 @@ class Decision:
         schema = rule_schema(store)
         rules = [Rules(self._settings.eligible, schema, "dedupe.eligible") for _ in range(THREADS)]
         gather = Gather(Metadata(folders), hashes, self._settings, schema, rules)
-        self._new = gather.read(self._units)
-        self._found = find.FOUND.empty_table()
+        new = gather.read(self._units)
+        self._ends = new.ends
+        self._uids = as_keys(new.table["uid"])
+        self._overlaps = ByUid(self._against(new.table))
+        found = find.FOUND.empty_table()
         if any(level is not False for level in self._settings.levels.values()):
             standing = self._standing(gather, list(descriptors(rounds[:number]).values()))
-            self._found = find.find_duplicates(self._new.table.filter(self._new.eligible), standing, self._settings)
-        self._by_uid = as_keys(unhex(self._found["uid"], 16))
-        self._overlaps = self._against()
-        self._overlapping = as_keys(unhex(self._overlaps["uid"], 16))
+            rows = new.table if pc.all(new.eligible).as_py() is not False else new.table.filter(new.eligible)
+            del new
+            search_on = _cluster_search(recipe, rows.num_rows + standing.num_rows)
+            found = find.find_duplicates(rows, standing, self._settings, search=search_on)
+        self._duplicates = ByUid(found)
 
-    def _against(self) -> pa.Table:
+    def _against(self, rows: pa.Table) -> pa.Table:
         """Which rows, eligible or not, are in which evaluation set; says how large the sets are in sets.json."""
         settings = self._settings
         if not settings.against:
@@ -58,7 +79,7 @@ class Decision:
         sets = against.load_sets(settings.against, settings.dihedral)
         items = {entry["values"]: entry["counts"] for entry in sets["eval_set"].value_counts().to_pylist()}
         self._store.replace(f"{self._folder.base}/{SETS}", json.dumps(items, sort_keys=True).encode() + b"\n")
-        return against.find_overlaps(self._new.table, sets, find.pdq_radius(settings) or search.RADIUS)
+        return against.find_overlaps(rows, sets, find.pdq_radius(settings) or search.RADIUS)
 
     def _standing(self, gather: Gather, earlier: Sequence[Unit]) -> pa.Table:
         """The eligible rows that earlier rounds kept."""
@@ -82,10 +103,9 @@ class Decision:
                 report({"unit": record.unit, "state": "done", "rows": record.rows, "counts": record.counts})
 
     def _commit(self, number: int, unit: Unit, run: str) -> UnitRecord:
-        rows = self._new.of_unit(number)
-        uids = as_keys(rows["uid"])
-        gone = self._found.filter(pa.array(np.isin(self._by_uid, uids))).cast(DUPLICATES)
-        overlaps = self._overlaps.filter(pa.array(np.isin(self._overlapping, uids)))
+        uids = self._uids[self._ends[number - 1] if number else 0 : self._ends[number]]
+        gone = self._duplicates.of(uids).cast(DUPLICATES)
+        overlaps = self._overlaps.of(uids)
         attempt = self._folder.begin(unit["unit"], unit["generation"], run, alone=True)
         scratch = self._store.scratch()
         try:
@@ -93,11 +113,11 @@ class Decision:
             for name, table in (("duplicates", gone), ("overlaps", overlaps)):
                 pq.write_table(table, scratch / f"{name}.parquet", compression="zstd")
                 outputs.append(Output(name, scratch / f"{name}.parquet", table.num_rows))
-            kept = rows.num_rows - gone.num_rows
+            kept = len(uids) - gone.num_rows
             counts: Counts = {"ok": {"": kept}} if kept else {}
             if gone.num_rows:
                 counts["rejected"] = {"duplicate": gone.num_rows}
-            return self._folder.commit(attempt, outputs, counts, rows.num_rows, digest(unit))
+            return self._folder.commit(attempt, outputs, counts, len(uids), digest(unit))
         except BaseException:
             self._folder.withdraw(attempt)
             raise

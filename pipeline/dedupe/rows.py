@@ -32,10 +32,6 @@ class UnitRows:
     ends: list[int]
     """Row at which each unit ends."""
 
-    def of_unit(self, number: int) -> pa.Table:
-        start = self.ends[number - 1] if number else 0
-        return self.table.slice(start, self.ends[number] - start)
-
 
 class Gather:
     """Reads units' rows for one run of the stage."""
@@ -122,3 +118,20 @@ def digests(texts: pa.ChunkedArray) -> pa.Array:
 def as_keys(uids: pa.ChunkedArray | pa.Array) -> Keys:
     """16-byte uids as numpy's strings, which sort and compare as they do."""
     return np.frombuffer(b"".join(uids.to_pylist()), "S16")
+
+
+class ByUid:
+    """Rows of a table, found by their column `uid` (hex digits), in the table's order."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self._table = table
+        keys = as_keys(unhex(table["uid"], 16))
+        self._order = np.argsort(keys, kind="stable")
+        self._keys = keys[self._order]
+
+    def of(self, uids: Keys) -> pa.Table:
+        """The rows of these uids, each of which is given once."""
+        first, end = (np.searchsorted(self._keys, uids, side) for side in ("left", "right"))
+        found = [np.arange(low, high) for low, high in zip(first, end, strict=True) if low < high]
+        at = np.concatenate(found) if found else np.empty(0, np.int64)
+        return self._table.take(pa.array(np.sort(self._order[at])))

@@ -4,7 +4,7 @@
 0001-0000000 … of the tables `duplicates` and `overlaps`
 
 Nothing of a round is written before all of it is decided, and the same rows give the same decision: a round that a kill
-cut short is decided again, and only the units without a record are written. Memory: about 500 bytes a row of the pool.
+cut short is decided again, and only the units without a record are written. Memory: about 650 bytes a row of the pool.
 """
 
 from collections.abc import Callable, Mapping

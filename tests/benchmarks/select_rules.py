@@ -1,4 +1,4 @@
-"""Rows a second of select, in this process: python -m tests.benchmarks.select [rows].
+"""Rows a second of select, in this process: python -m tests.benchmarks.select_rules [rows].
 
 Units of 10,000 rows whose outcomes and pairs have the columns and entropy of real ones (hashes are random, so files are
 as large). Five rules over numbers and texts; then the same with text_count. The floor is 10 million rows in 60 s.

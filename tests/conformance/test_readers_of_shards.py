@@ -24,7 +24,7 @@ from pipeline.shard.stage import run_shard
 from pipeline.stop import StopFlag
 from pipeline.units import StageFolder
 from schemas.recipe import parse_recipe
-from tests.pool_fixture import Pool, caption_of, picture
+from tests.pool_fixture import Pool, caption_of, curate, picture
 
 SAMPLES = 46
 """Rows of the pool that are ok; of fifty, four are not."""
@@ -40,7 +40,7 @@ def make_dataset(root: Path, form: str = "webdataset") -> Path:
         pool.unit(f"0001-{number:07d}", numbers, failed=FAILED, kept={"license": "cc"})
     shard = {"number_sample_per_shard": 20, "oom_shard_count": 3, "output_format": form}
     folder = StageFolder(pool.store, "shard", "s0")
-    folders = {"download": pool.folder, "shard": folder}
+    folders = {**curate(pool), "shard": folder}
     run_shard(
         pool.store, parse_recipe({"shard": shard}, "test"), folders, folder, "run", StopFlag(str(root), "run"), print
     )

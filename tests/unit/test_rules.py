@@ -11,7 +11,7 @@ ROWS = pa.table({"width": pa.array([10, 20, None, 30]), "text": ["a", "b'c", "",
 
 
 def judged(**rules: str) -> dict[str, list[bool]]:
-    return Rules(rules, ROWS.schema, "select.rules").judge(ROWS).to_pydict()
+    return dict(Rules(rules, ROWS.schema, "select.rules").judge(ROWS).to_pydict())
 
 
 def test_false_null_and_errors_fail() -> None:
