@@ -62,6 +62,7 @@ def make_batches(
 
 
 def _say_what_changed(settings: Ingest, known: Sequence[Batch]) -> None:
+    known = [batch for batch in known if batch.adopted is None]  # whose columns are the download's, not the recipe's
     if not known:
         return
     now, then = settings.model_dump(mode="json"), known[-1].settings
