@@ -1,5 +1,6 @@
 """jobs.retract between real builds: what was withdrawn is asked for no more, and stored no more, whatever brings it."""
 
+import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -11,7 +12,8 @@ import pytest
 
 from jobs.demo.web import Web
 from pipeline.storage import LocalStore
-from tests.running import endings, job, more_hits, stage_folder, table, write_recipe
+from tests.adoptable import add_datacomp_metadata, make_download
+from tests.running import endings, job, more_hits, stage_folder, write_recipe
 from tests.traces_left import needles, traces
 
 DEDUPE = {"levels": {"bytes": True, "pdq": 31}, "scope": "image"}
@@ -43,7 +45,9 @@ def root(finished: Path, tmp_path: Path) -> Path:
 
 
 def rows(root: Path, name: str) -> list[dict[str, Any]]:
-    return list(table(root, name).to_pylist())
+    """A published table's rows, from the files that latest.json names."""
+    files = json.loads((root / "tables" / name / "latest.json").read_text())["files"]
+    return [row for file in files for row in pq.read_table(root / file["path"]).to_pylist()]
 
 
 def retract(root: Path, tmp_path: Path, *lines: str, flags: tuple[str, ...] = ()) -> str:
@@ -168,4 +172,33 @@ def test_a_build_finishes_a_retraction_that_was_killed(web: Web, recipe: Path, r
     assert "the retraction that was cut short is finished" in again.stderr
     assert more_hits(hits, web.hits()) == {}
     assert witness not in {row["uid"] for row in rows(root, "outcomes")}
+    assert verified(root) is True
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_an_adopted_row_goes_with_its_scores_and_vectors_and_tars_of_others_are_told(
+    tmp_path: Path, copied: bool
+) -> None:
+    download = make_download(tmp_path / "download", 40)
+    add_datacomp_metadata(download)
+    root = tmp_path / "root"
+    own = write_recipe(tmp_path / "r.yaml", {"dedupe": {"levels": {}}})
+    for name, *arguments in (
+        ("adopt", download, "--output", root, *(["--copy"] if copied else [])),
+        ("build", "--recipe", own, "--output", root),
+    ):
+        done = job(name, *arguments)
+        assert done.returncode == 0, done.stderr
+    before = rows(root, "outcomes")
+    row = next(row for row in before if row["status"] == "ok")
+    assert row["uid"] in {one["uid"] for one in rows(root, "embeddings")}
+    said = retract(root, tmp_path, row["url"])
+    for name in ("outcomes", "scores", "embeddings", "decisions"):
+        assert row["uid"] not in {one["uid"] for one in rows(root, name)}
+        assert len(rows(root, name)) > 0
+    assert ("not ours to change" in said) == (not copied)
+    receipt = json.loads((root / "retractions/0001.json").read_text())
+    assert receipt["adopted"] == ({} if copied else {row["pool_file"]: 1})
+    wanted = [row[name].encode() for name in ("uid", "url", "text", "sha256", "pool_sha256", "src_uid")]
+    assert traces(LocalStore(root), wanted) == []
     assert verified(root) is True
