@@ -56,13 +56,13 @@ PAIRS: Final = _table(
 REJECTS: Final = _table(
     "Input rows that did not become a pair; with outcomes they are every input row, once.",
     *_SOURCE,
-    ("url", pa.string(), "URL as given, after UTF-8 repair; null where the row had none"),
-    ("uid", pa.string(), "the pair's uid; null where url or text is missing"),
+    ("url", pa.string(), "URL as given, after UTF-8 repair; null where the row had none or was withdrawn"),
+    ("uid", pa.string(), "the pair's uid; null where url or text is missing, or the row was withdrawn"),
     ("status", pa.string(), "refused or rejected"),
     ("reason", pa.string(), "why, from the closed set of statuses"),
-    ("detail", pa.string(), "the rule's name, or the value and what is wrong with it"),
+    ("detail", pa.string(), "the rule's name, the retraction's, or the value and what is wrong with it"),
     ("dup_of", pa.string(), "uid of the pair that stayed, for duplicates"),
-    ("text", pa.string(), "alt text as given, after UTF-8 repair; null where the row had none"),
+    ("text", pa.string(), "alt text as given, after UTF-8 repair; null where the row had none or was withdrawn"),
     ("text_repaired", pa.bool_(), "url or text held bytes that are not UTF-8; they are U+FFFD now"),
 )
 
