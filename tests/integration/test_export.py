@@ -127,6 +127,7 @@ def test_the_index_has_what_is_kept_and_no_pixel(root: Path, index: Path) -> Non
 
 def test_croissant_metadata_is_valid_and_reads_the_index(index: Path, tmp_path: Path) -> None:
     import mlcroissant
+
     dataset = mlcroissant.Dataset(jsonld=index / "croissant.jsonld")
     assert not dataset.metadata.issues.errors
     rows = list(dataset.records(record_set="pairs"))
