@@ -76,9 +76,7 @@ class PoolReader:
         try:
             data = memoryview(store.read_range(path, part.offset, part.end - part.offset))
         except FileNotFoundError:
-            raise PoolMismatchError(
-                f"{store.uri}/{path} is gone; it held the image of {part.members[0].uid}"
-            ) from None
+            raise PoolMismatchError(f"{store.uri}/{path} is gone; it held the image of {part.members[0].uid}") from None
         images = []
         for member in part.members:
             start = member.offset - part.offset
