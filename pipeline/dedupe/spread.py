@@ -10,10 +10,10 @@ tables cost 6 to 9 us a row, growing a little faster than the rows as caches ove
 pairs of strangers grow as the square. For 100 million rows that gives 1,200 s for the tables and 35 billion pairs in
 10,500 to 14,000 s: 3 to 4 CPU hours, a quarter of an hour by 16 cores; memory 250 bytes a row beside the input's 170
 (45 GB); extrapolated, not measured. Scope `pair` costs what its large groups of equal texts cost.
-Beyond one node: tasks as here while a node holds the points. After that, with scope `pair` shuffle the rows by a hash of
-their text, since no pair crosses texts; with scope `image` shuffle (key, row, hash) of each table by key, 60 bytes a row
-and table, or 900 GB for 100 million rows. From a billion rows on, pairs rule: 4 groups in place of 5 make 120 tables
-with keys of 32 bits, exact to 19 bits, that leave a hundredth of the pairs.
+Beyond one node: tasks as here while a node holds the points. After that, with scope `pair` shuffle the rows by a hash
+of their text, since no pair crosses texts; with scope `image` shuffle (key, row, hash) of each table by key, 60 bytes a
+row and table, or 900 GB for 100 million rows. From a billion rows on, pairs rule: 4 groups in place of 5 make 120
+tables with keys of 32 bits, exact to 19 bits, that leave a hundredth of the pairs.
 """
 
 import numpy as np
