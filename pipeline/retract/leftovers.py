@@ -11,11 +11,11 @@ from pipeline.rounds import read_rounds, unfinished
 from pipeline.storage import LocalStore, Store
 from pipeline.tables import read_published
 from pipeline.units import StageFolder
+from pipeline.verify.state import UNRECORDED
 from schemas.records import UnitRecord
 from schemas.tables import TABLES
 
 _RECORD = re.compile(r"units/(\d+-\d+)\.(\d+)\.json$")
-_ITS_OWN = re.compile(r"/(units|attempts|rounds)/|/complete\.json$|/dataset/(sizes|dataset)\.json$")
 
 
 def undo_unfinished_rounds(store: Store) -> None:
@@ -74,7 +74,7 @@ def remove_unrecorded(store: Store) -> int:
             if match := _RECORD.search(path):
                 named |= {f"{folder.base}/{entry.path}" for entry in folder.record(match[1], int(match[2])).files}
         for path, _ in list(store.files(folder.base)):
-            if path not in named and not _ITS_OWN.search(path):
+            if path not in named and not UNRECORDED.search(path):
                 store.delete(path)
                 removed += 1
                 fault_point("mid-removal", folder.stage)

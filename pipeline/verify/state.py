@@ -15,7 +15,8 @@ from schemas.records import Batch, FileEntry, UnitRecord
 
 READERS = 16
 _RECORD = re.compile(r"^(?P<stage>[a-z]+)/(?P<print>[0-9a-f]+)/units/(?P<unit>\d+-\d+)\.(?P<generation>\d+)\.json$")
-_UNRECORDED = re.compile(r"/(units|attempts|rounds)/|/complete\.json$|/(dataset/(sizes|dataset)|sets)\.json$")
+UNRECORDED = re.compile(r"/(units|attempts|rounds)/|/complete\.json$|/(dataset/(sizes|dataset)|sets)\.json$")
+"""Paths below a stage's folder that belong to it without being named by a record."""
 
 
 @dataclass
@@ -60,7 +61,7 @@ class State:
     def unrecorded(self) -> int:
         """Files under final names that no record names: left by a kill, removed by a sweep, never read."""
         named = {path for path, _ in self.recorded()}
-        return sum(path not in named and not _UNRECORDED.search(path) for path in self.sizes)
+        return sum(path not in named and not UNRECORDED.search(path) for path in self.sizes)
 
 
 def read_state(store: Store) -> State:
