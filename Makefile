@@ -20,16 +20,21 @@ lint: $(VENV)/.test
 bench: $(VENV)/.test
 	$(BIN)/python -m tests.benchmarks
 
+# What Debian supplies: pdqhash comes as source, Spark needs Java.
+APT_INSTALL := apt-get -q update && apt-get -q install -y --no-install-recommends
+
 # Each stamp is older than pyproject.toml where what it needs has changed.
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
+	@command -v c++ > /dev/null || { $(APT_INSTALL) g++; }
 	$(PIP_INSTALL) --constraint constraints.txt --editable '.[demo]'
 	touch $@
 
 $(VENV)/.test: $(VENV)/bin/python pyproject.toml constraints.txt
-	@command -v java > /dev/null || { apt-get -q update && apt-get -q install -y --no-install-recommends default-jre-headless; }
+	@command -v c++ > /dev/null || { $(APT_INSTALL) g++; }
+	@command -v java > /dev/null || { $(APT_INSTALL) default-jre-headless; }
 	$(PIP_INSTALL) --constraint constraints.txt --editable '.[test]'
 	touch $@ $(VENV)/.demo
 
