@@ -65,8 +65,8 @@ def everything(store: Store) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("kind", ["uid", "url", "url_md5", "host", "sha256", "pool_sha256"])
-def test_nothing_of_what_a_list_names_stays_and_all_else_verifies(root: str, tmp_path: Path, kind: str) -> None:
-    made = made_root(root)
+def test_nothing_of_what_a_list_names_stays_and_all_else_verifies(tmp_path: Path, kind: str) -> None:
+    made = made_root(f"{tmp_path}/root")
     store, before = made.store, table(made.store, "outcomes")
     row = of(before, 11)
     entry = {
@@ -164,8 +164,8 @@ def test_every_output_format_is_written_again(tmp_path: Path, monkeypatch: pytes
     assert breaches(made.store) == []
 
 
-def test_the_same_list_again_does_nothing(root: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    made = made_root(root)
+def test_the_same_list_again_does_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = made_root(f"{tmp_path}/root")
     row = of(table(made.store, "outcomes"), 11)
     assert retract(made.store, tmp_path, row["url"], "sha256:" + "0" * 64) == 0
     before = everything(made.store)
@@ -194,8 +194,8 @@ def test_a_second_retraction_of_the_same_unit_goes_on_from_the_first(tmp_path: P
     assert breaches(made.store) == []
 
 
-def test_a_dry_run_says_what_would_go_and_writes_nothing(root: str, tmp_path: Path, capsys: Any) -> None:
-    made = made_root(root)
+def test_a_dry_run_says_what_would_go_and_writes_nothing(tmp_path: Path, capsys: Any) -> None:
+    made = made_root(f"{tmp_path}/root")
     before = everything(made.store)
     row = of(table(made.store, "outcomes"), 11)
     assert retract(made.store, tmp_path, row["url"], flags=("--dry-run",)) == 0
@@ -332,15 +332,33 @@ def test_an_unknown_line_is_one_line_and_nothing_is_done(tmp_path: Path, capsys:
     assert everything(made.store) == before
 
 
-def test_a_versioned_bucket_is_reported(s3: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_in_a_bucket_nothing_stays_but_old_versions_which_are_reported(
+    s3: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     import boto3
 
-    made = made_root(s3)
-    bucket = s3.split("/")[2]
-    boto3.client("s3").put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
-    assert retract(made.store, tmp_path, of(table(made.store, "outcomes"), 11)["url"]) == 0
+    made = made_root(s3, 25)
+    store = made.store
+    client = boto3.client("s3")
+    client.put_bucket_versioning(Bucket=s3.split("/")[2], VersioningConfiguration={"Status": "Enabled"})
+    upload = client.create_multipart_upload(Bucket=s3.split("/")[2], Key="root/download/killed.tar")
+    before = table(store, "outcomes")
+    everywhere = needles(store, before)
+    lines = [before[0]["url"], "host3.test"]
+    assert retract(store, tmp_path, *lines) == 0
     assert "its owner removes those too" in capsys.readouterr().out
-    assert read_retractions(made.store)[0].bucket_versioned is True
+    assert read_retractions(store)[0].bucket_versioned is True
+    left = table(store, "outcomes")
+    assert {row["uid"] for row in before} - {row["uid"] for row in left} == {
+        row["uid"] for row in before if row["url"] == lines[0] or "//host3.test/" in row["url"]
+    }
+    stays = set(needles(store, left))
+    assert traces(store, [value for value in everywhere if value not in stays]) == []
+    with pytest.raises(client.exceptions.NoSuchUpload):
+        client.list_parts(Bucket=s3.split("/")[2], Key="root/download/killed.tar", UploadId=upload["UploadId"])
+    assert breaches(store) == []
+    assert retract(store, tmp_path, *lines) == 0
+    assert "nothing to withdraw" in capsys.readouterr().out
 
 
 def test_nothing_is_left_to_finish_afterwards(tmp_path: Path) -> None:
