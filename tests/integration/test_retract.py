@@ -36,7 +36,8 @@ def table(store: Store, name: str) -> list[dict[str, Any]]:
     if not latest.files:
         return []
     paths = [f"{root}/{file.path}" for file in latest.files]
-    return ds.dataset(paths, filesystem=filesystem, format="parquet").to_table().to_pylist()
+    rows: list[dict[str, Any]] = ds.dataset(paths, filesystem=filesystem, format="parquet").to_table().to_pylist()
+    return rows
 
 
 def made_root(uri: str, *batches: int) -> HandmadeRoot:
