@@ -74,10 +74,13 @@ class _Cutter:
 
     def feed(self, kind: Kind, hi: np.ndarray, lo: np.ndarray) -> None:
         if kind == "other":
-            for start in range(0, len(hi), self._size):
-                stop = min(start + self._size, len(hi))
+            start = 0
+            while start < len(hi):
+                stop = min(start + self._size - self._rows, len(hi))
                 self._take(_place(hi[start], lo[start]), _place(hi[stop - 1], lo[stop - 1]), stop - start)
-                self.close()
+                if self._rows >= self._size:
+                    self.close()
+                start = stop
             return
         starts = np.flatnonzero(np.concatenate(([True], hi[1:] != hi[:-1])))
         ends = np.append(starts[1:], len(hi))
