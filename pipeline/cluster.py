@@ -44,8 +44,11 @@ def connect(recipe: Recipe) -> None:
 
 
 def _connect(recipe: Recipe) -> None:
+    # Else it takes SIGTERM from us, for good where it connects outside the main thread, and aborts the process.
+    os.environ["RAY_DISABLE_FAILURE_SIGNAL_HANDLER"] = "1"
     import ray
 
+    del os.environ["RAY_DISABLE_FAILURE_SIGNAL_HANDLER"]  # it has been read; workers keep theirs
     while _releasing:
         _releasing.pop().join()
     if ray.is_initialized():
