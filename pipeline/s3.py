@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pyarrow.fs as pafs
 
 from pipeline.errors import InputError, StoreError
+from pipeline.s3_files import ObjectFiles
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -164,12 +165,8 @@ class S3Bucket:
         return answer.get("Status") in ("Enabled", "Suspended")
 
     def arrow(self) -> pafs.FileSystem:
-        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-        return pafs.S3FileSystem(
-            endpoint_override=endpoint,
-            region=self._client.meta.region_name,
-            retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=TRIES),
-        )
+        """The bucket as a file system that Arrow reads from, paths being `bucket/key`."""
+        return pafs.PyFileSystem(ObjectFiles(self))
 
     def _must(self, call: Callable[[], T]) -> T:
         answer = self._ask(call, _NONE)
