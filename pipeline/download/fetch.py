@@ -225,12 +225,12 @@ class Fetcher:
                     if failure.reason == "timeout":
                         host.timed_out(began, time.monotonic())
                     elif failure.reached and failure.reason != "blocked_address":
-                        host.answered()
+                        host.answered(image=not cut)
                     if failure.reached:
                         host.connected()
                     raise
                 host.connected()
-                host.answered()
+                host.answered(image=not cut)
                 return reply, time.monotonic() - began
         finally:
             host.users -= 1

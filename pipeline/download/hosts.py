@@ -35,7 +35,7 @@ class Host:
     def fresh(self) -> None:
         """Start counting failures anew, as for a new unit."""
         self.answers = False
-        """Whether the last request that got through to it was answered."""
+        """Whether the last request for an image was answered: robots.txt often is where images stall."""
         self._unreached = 0
         self._timeouts = 0
         self._stalled = 0.0
@@ -47,9 +47,9 @@ class Host:
     def unreached(self) -> None:
         self._unreached += 1
 
-    def answered(self) -> None:
-        """A whole answer came, whatever it said."""
-        self.answers = True
+    def answered(self, image: bool) -> None:
+        """A whole answer came, whatever it said; `image`: to a request for one."""
+        self.answers = self.answers or image
         self._timeouts = 0
 
     def timed_out(self, began: float, ended: float) -> None:

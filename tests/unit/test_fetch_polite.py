@@ -276,7 +276,7 @@ def test_deadlines_are_short_once_every_connection_has_timed_out_until_an_answer
         host.timed_out(number, number + 1)
     assert deadlines == [16, 1, 1, 1, 1, 1]
     assert host.silent
-    host.answered()
+    host.answered(image=True)
     assert (host.deadline(), host.silent) == (16, False)
 
 
