@@ -51,6 +51,9 @@ STAGES = ("ingest", "download", "dedupe", "select", "shard")
 SET_LEVEL = {"hashes": run_hashes, "dedupe": run_dedupe, "select": run_select, "shard": run_shard}
 """Stages that read all of the pool, whatever batch brought it; `hashes` runs where `dedupe` needs it."""
 
+READS = {"hashes": "download", "dedupe": "download", "select": "dedupe", "shard": "select"}
+"""The stage that each set-level one takes its units from."""
+
 GRACE_S = 20.0
 """Seconds after SIGTERM in which units under way may still commit."""
 
@@ -132,12 +135,25 @@ class _Run:
             raise InputError(f"output {self._store.uri}: has no batch yet; give --input")
         scores = {name for batch in batches if batch.adopted for name in batch.adopted.scores}
         check_rules(self._recipe, [name for batch in batches for name in batch.kept], sorted(scores))
+        self._check_upstream()
         self._save()
         try:
             return self._run_stages(batches)
         except BaseException:
             self._save(finished_at=now(), exit_code=1)
             raise
+
+    def _check_upstream(self) -> None:
+        """A set-level stage that runs alone would find no row and publish empty tables as its result."""
+        stage = self._request.stages[0]
+        if stage not in READS:
+            return
+        upstream = self._folders[READS[stage]]
+        if upstream.completed() is None and not upstream.generations():
+            raise InputError(
+                f"output {self._store.uri}: has nothing from {upstream.stage} under these settings;"
+                f" run jobs.{upstream.stage} or jobs.build with them first"
+            )
 
     def _connect_ahead(self, batches: Sequence[Batch]) -> None:
         """Where rows will be fetched, Ray starts while they are ingested."""
@@ -173,6 +189,7 @@ class _Run:
         if stage == "dedupe" and needs_hashes(self._recipe.dedupe):
             self._stage("hashes", batches)
         folder = self._folders[stage]
+        upstream = self._folders[READS[stage]] if stage in READS else None
         self._lease.check()
         store, recipe, run, stop = self._store, self._recipe, self._run, self._stop
         with Progress(stage, self._rows_ahead(stage, batches)) as progress:
@@ -193,6 +210,10 @@ class _Run:
         read = self._folders["download" if stage in SET_LEVEL else stage].generations()
         if stop.is_set() or any(piece.unit not in read for batch in batches for piece in batch.units):
             return
+        if upstream and upstream.stage in SET_LEVEL:
+            done = upstream.completed()
+            if done is None or any(batch.batch not in done.batches for batch in batches):
+                return
         self._lease.renew()
         others = (StageFolder(store, stage, name).completed() for name in fingerprints(store, stage)
                   if name != folder.fingerprint)  # fmt: skip

@@ -95,6 +95,20 @@ def test_another_rule_is_another_folder_without_a_request_or_a_hash(web: Web, re
     assert any(row["dropped_by"] == "wide" for row in passed)
 
 
+@pytest.mark.parametrize(
+    ("stage", "setting", "missing"),
+    [("select", "dedupe.scope=pair", "dedupe"), ("shard", "select.rules.wide=width > 7", "select")],
+)
+def test_a_stage_alone_publishes_nothing_where_the_one_before_it_has_not_run(
+    recipe: Path, root: Path, stage: str, setting: str, missing: str
+) -> None:
+    before = {name: snapshot(root / name) for name in ("select", "shard", "tables", "runs")}
+    done = job(stage, "--recipe", recipe, "--output", root, "--set", setting)
+    assert done.returncode == 2
+    assert f"has nothing from {missing} under these settings; run jobs.{missing} or jobs.build" in done.stderr
+    assert {name: snapshot(root / name) for name in before} == before
+
+
 def test_another_scope_compares_again_but_hashes_nothing(web: Web, recipe: Path, root: Path) -> None:
     hits, before = web.hits(), snapshot(root / "hashes")
     done = job("build", "--recipe", recipe, "--output", root, "--set", "dedupe.scope=pair", "--until", "dedupe")
