@@ -14,6 +14,8 @@ def open_root(uri: str) -> Store:
     store = open_store(uri)
     try:
         begun = store.size("run.json") is not None or next(iter(store.files("batches")), None) is not None
+    except NotADirectoryError:
+        raise InputError(f"{uri}: is a file, no ROOT; give the --output of a build") from None
     except StoreError as error:
         raise InputError(f"{uri}: cannot be read: {error}") from None
     if begun:

@@ -103,7 +103,7 @@ def test_an_unknown_column_names_the_nearest(
     assert words in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("uri", ["/nowhere/at/all", "ftp://host/x"])
+@pytest.mark.parametrize("uri", ["/nowhere/at/all", "ftp://host/x", __file__])
 def test_no_root_is_one_clear_line_and_exit_2(uri: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([uri]) == 2
     assert capsys.readouterr().err.count("\n") == 1
