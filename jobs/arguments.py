@@ -61,9 +61,11 @@ def load_recipe(name: str, settings: Sequence[str]) -> Recipe:
         if not equals or len(parts) < 2:
             raise RecipeError(f"--set {setting}: expected section.key=value")
         node: Any = data
-        for part in parts[:-1]:
+        for depth, part in enumerate(parts[:-1]):
             if isinstance(node, dict):
-                node[part] = {} if node.get(part) is None else node[part]
+                if node.get(part) is None:
+                    # One key of several that have a default: the others keep theirs.
+                    node[part] = dict(getattr(getattr(Recipe(), parts[0], None), part, {}) or {}) if depth == 1 else {}
                 node = node[part]
         if not isinstance(node, dict):
             raise RecipeError(f"--set {setting}: {'.'.join(parts[:-1])} has no keys below it")

@@ -8,6 +8,7 @@ without making anything again.
 import difflib
 import hashlib
 import json
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -265,10 +266,13 @@ def parse_recipe(data: object, place: str) -> Recipe:
 def _one_line(error: ValidationError) -> str:
     first = error.errors()[0]
     path = [str(part) for part in first["loc"]]
+    if path[-1] == "[key]":  # of a dict whose keys are a closed set
+        path.pop()
     name = ".".join(path)
-    if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(path[-1], _keys_at(path[:-1]), n=1, cutoff=0.5)
-        known = ", ".join(sorted(_keys_at(path[:-1])))
+    if first["type"] == "extra_forbidden" or path[-1] != str(first["loc"][-1]):
+        keys = _keys_at(path[:-1]) or re.findall("'([^']+)'", first.get("ctx", {}).get("expected", ""))
+        near = difflib.get_close_matches(path[-1], keys, n=1, cutoff=0.5)
+        known = ", ".join(sorted(keys))
         return f"{name} is unknown; " + (f"did you mean {near[0]}?" if near else f"known here: {known}")
     return f"{name} is {first['input']!r}: {first['msg'][:1].lower()}{first['msg'][1:]}"
 

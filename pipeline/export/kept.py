@@ -60,7 +60,7 @@ def kept_rows(store: Store) -> Iterator[KeptRows]:
             published = read_published(store, table)
             if published is None:
                 raise InputError(f"{store.uri}: no tables are published yet; they are at the end of a build")
-            decided = decided or (table == "decisions" and published.rows > 0)
+            decided = decided or "select" in published.made_from
             engine.register(f"{table}_", open_table(store, [file.path for file in published.files], table))
         among = "AND uid IN (SELECT uid FROM decisions_ WHERE kept)" if decided else ""
         engine.execute(f"CREATE VIEW outcomes AS FROM outcomes_ WHERE status = 'ok' {among}")

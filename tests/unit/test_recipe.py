@@ -1,5 +1,7 @@
 """Recipes: what is refused and how it is said, and which keys make a stage's work new."""
 
+import re
+
 import pytest
 
 from jobs.arguments import load_recipe, recipe_names
@@ -66,3 +68,20 @@ def test_limits_gates_and_names_change_no_fingerprint(setting: str) -> None:
 def test_ingest_settings_belong_to_batches_and_change_no_fingerprint() -> None:
     changed = load_recipe("default", ["ingest.dedupe=url"])
     assert fingerprint(changed, "ingest", {}) == fingerprint(Recipe(), "ingest", {})
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("dedupe.levels.pqd=3", "dedupe.levels.pqd is unknown; did you mean pdq?"),
+        ("download.consent.c2paa=false", "download.consent.c2paa is unknown; did you mean c2pa?"),
+    ],
+)
+def test_an_unknown_key_of_a_closed_dict_names_the_nearest(setting: str, told: str) -> None:
+    with pytest.raises(RecipeError, match=re.escape(told)):
+        load_recipe("default", [setting])
+
+
+def test_setting_one_key_of_a_default_leaves_the_others() -> None:
+    assert load_recipe("default", ["dedupe.levels.pdq=20"]).dedupe.levels == {"bytes": True, "pdq": 20}
+    assert load_recipe("default", ["download.per_host.connections=2"]).download.per_host.per_second == 20
