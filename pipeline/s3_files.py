@@ -36,11 +36,23 @@ class ObjectFiles(pafs.FileSystemHandler):  # type: ignore[misc]
         return pa.PythonFile(io.BufferedReader(self._open(path), STREAM_BYTES), mode="r")
 
     def get_file_info(self, paths: list[str]) -> list[pafs.FileInfo]:
-        sizes = [self._bucket.size(self._key(path)) for path in paths]
+        return [self._info(path) for path in paths]
+
+    def get_file_info_selector(self, selector: pafs.FileSelector) -> list[pafs.FileInfo]:
+        """The objects below a folder; folders themselves are not named."""
+        folder = f"{self._key(selector.base_dir).rstrip('/')}/"
         return [
-            pafs.FileInfo(path, pafs.FileType.NotFound if size is None else pafs.FileType.File, size=size)
-            for path, size in zip(paths, sizes, strict=True)
+            pafs.FileInfo(f"{self._bucket.name}/{key}", pafs.FileType.File, size=size)
+            for key, size in self._bucket.list(folder)
+            if selector.recursive or "/" not in key.removeprefix(folder)
         ]
+
+    def _info(self, path: str) -> pafs.FileInfo:
+        size = self._bucket.size(self._key(path))
+        if size is not None:
+            return pafs.FileInfo(path, pafs.FileType.File, size=size)
+        below = next(self._bucket.list(f"{self._key(path).rstrip('/')}/"), None)
+        return pafs.FileInfo(path, pafs.FileType.Directory if below else pafs.FileType.NotFound)
 
     def _open(self, path: str) -> "_Object":
         key = self._key(path)
@@ -53,10 +65,10 @@ class ObjectFiles(pafs.FileSystemHandler):  # type: ignore[misc]
         return path.removeprefix(f"{self._bucket.name}/")
 
     def _refuse(self, *_: Any, **__: Any) -> Any:
-        raise NotImplementedError("objects are listed and written by pipeline.storage")
+        raise NotImplementedError("objects are written by pipeline.storage")
 
-    get_file_info_selector = create_dir = delete_dir = delete_dir_contents = delete_root_dir_contents = _refuse
-    delete_file = move = copy_file = open_output_stream = open_append_stream = _refuse
+    create_dir = delete_dir = delete_dir_contents = delete_root_dir_contents = delete_file = move = copy_file = _refuse
+    open_output_stream = open_append_stream = _refuse
 
 
 class _Object(io.RawIOBase):
