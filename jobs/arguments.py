@@ -87,18 +87,18 @@ def build_parser(prog: str, description: str) -> Parser:
     parser.add_argument("--input", nargs="+", default=[], metavar="PATH", help="files, globs, folders; local or s3://")
     parser.add_argument("--output", metavar="ROOT", help="local path or s3://bucket/prefix")
     parser.add_argument("--set", action="append", default=[], metavar="section.key=value", help="beats the recipe")
-    parser.add_argument("--limit", type=_positive, metavar="N", help="take N rows of new input, the same on every run")
+    parser.add_argument("--limit", type=positive, metavar="N", help="take N rows of new input, the same on every run")
     parser.add_argument("--plan", action="store_true", help="run nothing; say what would be done")
     parser.add_argument("--print-recipe", action="store_true", help="show the recipe as resolved, and stop")
     parser.add_argument("--accept", action="append", default=[], metavar="BATCH", help="accept a batch's failed gates")
     return parser
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
+def positive(text: str) -> int:
+    """For argparse: a whole number from 1."""
+    if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return value
+    return int(text)
 
 
 def run_main(prog: str, main: Callable[[], int]) -> int:

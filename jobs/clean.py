@@ -1,13 +1,12 @@
 """python -m jobs.clean ROOT: removes what is no longer current, and says what and how much."""
 
-import argparse
 import os
 import sys
 import uuid
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from jobs.arguments import DONE, Parser, run_main
+from jobs.arguments import DONE, Parser, positive, run_main
 from pipeline.clean import KEEP, Removal, removals, remove
 from pipeline.lease import Lease
 from pipeline.root import open_root
@@ -17,7 +16,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m jobs.clean", description="Removes what is no longer current from a ROOT.")
     parser.add_argument("root", metavar="ROOT", help="the --output of a build: a folder or s3://bucket/prefix")
     parser.add_argument(
-        "--keep", default=KEEP, type=_positive, metavar="N", help=f"newest versions of the tables kept; default: {KEEP}"
+        "--keep", default=KEEP, type=positive, metavar="N", help=f"newest versions of the tables kept; default: {KEEP}"
     )
     parser.add_argument("--dry-run", action="store_true", help="say what would go, and remove nothing")
     flags = parser.parse_args(argv)
@@ -55,12 +54,6 @@ def _size(size: float) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1000
     return f"{size:.1f} TB"
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return int(text)
 
 
 if __name__ == "__main__":

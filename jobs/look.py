@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from jobs.arguments import DONE, Parser, run_main
+from jobs.arguments import DONE, Parser, positive, run_main
 from pipeline.errors import InputError
 from pipeline.look.look import look
 
@@ -14,7 +14,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m jobs.look", description="See rows: image, text and what was decided about them.")
     parser.add_argument("root", metavar="ROOT", help="the --output of a build: a folder or s3://bucket/prefix")
     parser.add_argument("--where", default="true", metavar="SQL", help="a condition on a row; default: every row")
-    parser.add_argument("-n", default=64, type=_positive, metavar="N", dest="count", help="rows or groups; default: 64")
+    parser.add_argument("-n", default=64, type=positive, metavar="N", dest="count", help="rows or groups; default: 64")
     parser.add_argument("--seed", default=0, type=int, metavar="S", help="another seed takes other rows; default: 0")
     parser.add_argument("--groups", action="store_true", help="duplicates beside the row that stayed instead of them")
     parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="page.html, or sheet.png")
@@ -35,12 +35,6 @@ def _look(flags: argparse.Namespace) -> int:
     what = "group" if flags.groups else "row"
     print(f"{out}: {shown:,} {what}{'' if shown == 1 else 's'}")
     return DONE
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return int(text)
 
 
 if __name__ == "__main__":

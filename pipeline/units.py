@@ -3,10 +3,12 @@
 import hashlib
 import json
 import re
+import shutil
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import pairwise, starmap
@@ -109,6 +111,19 @@ class StageFolder:
             for previous, following in pairwise([*counted, mark])
         )
         return Attempt(unit, generation, number, deaths, suspect=bool(counted))
+
+    @contextmanager
+    def working(self, attempt: Attempt) -> Iterator[Path]:
+        """A scratch folder for the attempt's files, removed at the end; an error withdraws the attempt: it is a full
+        disk or a store that is gone, no fault of the unit's."""
+        scratch = self.store.scratch()
+        try:
+            yield scratch
+        except BaseException:
+            self.withdraw(attempt)
+            raise
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
 
     def withdraw(self, attempt: Attempt) -> None:
         """Say that the attempt was given up in good order (SIGTERM, deferred), not killed.

@@ -84,8 +84,7 @@ def _commit(
     outcomes = pq.read_table(pa.BufferReader(store.read(f"{download.base}/{entry.path}")))
     rows = outcomes.filter(pc.equal(outcomes["status"], "ok"))
     vectors, cosines = _embeddings(rows, sidecars)
-    scratch = store.scratch()
-    try:
+    with folder.working(attempt) as scratch:
         outputs = []
         for name, table in (("scores", _scores(rows, sidecars, cosines)), ("embeddings", vectors)):
             local: Path = scratch / f"{name}.parquet"
@@ -93,11 +92,6 @@ def _commit(
             outputs.append(Output(name, local, table.num_rows))
         counts = count(vectors["status"].to_pylist(), vectors["reason"].to_pylist())
         folder.commit(attempt, outputs, counts, vectors.num_rows, entry.sha256)
-    except Exception:
-        folder.withdraw(attempt)
-        raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _places(rows: pa.Table, sidecars: Sidecars) -> npt.NDArray[np.int64]:

@@ -1,7 +1,6 @@
 """Download units of an adopted batch: pairs in, outcomes out, with images where they are or copied into the pool."""
 
 import hashlib
-import shutil
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -63,8 +62,7 @@ class UnitAdopter:
     def run(self, unit: UnitRange) -> Result:
         """Commit one unit. Raises PoolMismatchError where a tar no longer holds what was measured."""
         attempt = self._folder.begin(unit.unit, 0, self._run, alone=True)
-        scratch = self._store.scratch()
-        try:
+        with self._folder.working(attempt) as scratch:
             upstream = self._ingest.record(unit.unit, self._generations[unit.unit])
             pairs = self._pairs(upstream)
             outcomes = self._outcomes(unit.unit, pairs)
@@ -80,11 +78,6 @@ class UnitAdopter:
             counts = count(outcomes["status"].to_pylist(), outcomes["reason"].to_pylist())
             digest = hashlib.sha256("".join(entry.sha256 for entry in upstream.files).encode()).hexdigest()
             record = self._folder.commit(attempt, outputs, counts, outcomes.num_rows, digest)
-        except Exception:
-            self._folder.withdraw(attempt)
-            raise
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
         return {"unit": unit.unit, "state": "done", "rows": record.rows, "counts": record.counts}
 
     def _pairs(self, record: UnitRecord) -> pa.Table:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
@@ -107,8 +106,7 @@ class Decision:
         gone = self._duplicates.of(uids).cast(DUPLICATES)
         overlaps = self._overlaps.of(uids)
         attempt = self._folder.begin(unit["unit"], unit["generation"], run, alone=True)
-        scratch = self._store.scratch()
-        try:
+        with self._folder.working(attempt) as scratch:
             outputs = []
             for name, table in (("duplicates", gone), ("overlaps", overlaps)):
                 pq.write_table(table, scratch / f"{name}.parquet", compression="zstd")
@@ -118,8 +116,3 @@ class Decision:
             if gone.num_rows:
                 counts["rejected"] = {"duplicate": gone.num_rows}
             return self._folder.commit(attempt, outputs, counts, len(uids), digest(unit))
-        except BaseException:
-            self._folder.withdraw(attempt)
-            raise
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)

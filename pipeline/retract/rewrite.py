@@ -1,7 +1,6 @@
 """New generations of units without the rows that go, stage by stage, downstream first."""
 
 import json
-import shutil
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,16 +59,10 @@ def rewrite(
 ) -> UnitRecord:
     """Commit the unit's next generation; `make` gets its generation, the attempt's name and a local folder."""
     attempt = folder.begin(record.unit, record.generation + 1, leaving.run, alone=False)
-    scratch = folder.store.scratch()
-    try:
+    with folder.working(attempt) as scratch:
         change = make(attempt.generation, f"{attempt.unit}.{attempt.generation}.{attempt.number}", scratch)
         rows = sum(n for reasons in change.counts.values() for n in reasons.values())
         return folder.commit(attempt, change.outputs, change.counts, rows, record.input_digest, change.keep)
-    except BaseException:
-        folder.withdraw(attempt)
-        raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ rounds/0001.json  →  units 0001-0000000 … of the tables `decisions` and `ove
 row; a row is dropped by the first of: duplicate, contaminated, the rules in the recipe's order, uids.
 """
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from os import cpu_count
@@ -97,19 +96,13 @@ class SelectWorker:
     def run(self, unit: Unit, alone: bool) -> Result:
         """Decide and commit one unit."""
         attempt = self._folder.begin(unit["unit"], unit["generation"], self._run, alone)
-        scratch = self._folder.store.scratch()
-        try:
+        with self._folder.working(attempt) as scratch:
             decided, overlaps = self._decide(unit)
             outputs = []
             for name, table in (("decisions", decided), ("overlaps", overlaps)):
                 pq.write_table(table, scratch / f"{name}.parquet", compression="zstd")
                 outputs.append(Output(name, scratch / f"{name}.parquet", table.num_rows))
             record = self._folder.commit(attempt, outputs, counts_of(decided), decided.num_rows, digest(unit))
-        except BaseException:
-            self._folder.withdraw(attempt)
-            raise
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
         return {"unit": record.unit, "state": "done", "rows": record.rows, "counts": record.counts}
 
     def _decide(self, unit: Unit) -> tuple[pa.Table, pa.Table]:
