@@ -22,7 +22,10 @@ from pipeline.units import measure
 from schemas.recipe import Recipe, digest
 
 PDQ_RADIUS = 31
-LATER = ("embed.encoders", "embed.heads", "semantic.encoder", "semantic.eps", "select.top", "select.balance")
+LATER = (
+    "embed.encoders", "embed.heads", "embed.eligible", "semantic.encoder", "select.image_based", "select.top",
+    "select.balance", "select.weight", "shard.mode",
+)  # fmt: skip
 """Keys of what does not exist yet."""
 
 

@@ -179,31 +179,90 @@ class Dedupe(Section):
 
 
 class Encoder(Section):
-    name: str = shapes(..., "name of the encoder's folder")
-    arch: str = shapes(..., "open_clip architecture")
-    weights: str = shapes(..., "path or registered name")
+    name: str = shapes(..., "name of the encoder's columns: clip_score_<name>", pattern=r"^[a-z][a-z0-9_]*$")
+    arch: str | None = shapes(None, "open_clip architecture; needed where the weights do not say it")
+    weights: str = shapes(
+        ...,
+        "file (open_clip .pt or .safetensors, OpenAI archive), folder (open_clip local-dir, Hugging Face CLIP or SigLIP), "
+        "tag in open_clip's registry, or untrained",
+    )
     dtype: Literal["fp32", "bf16", "fp16"] = shapes("fp32", "precision of the towers")
 
 
 class Embed(Section):
-    encoders: list[Encoder] = shapes([], "CLIP encoders")
-    heads: dict[str, str] = shapes({}, "score column → head")
+    encoders: list[Encoder] = shapes([], "CLIP encoders, each with a folder of its own")
+    heads: dict[str, str] = shapes({}, "score column → head: a .json beside its safetensors, or a .yaml of labels")
+    eligible: dict[str, str] = tunes(
+        {}, "name → SQL over a row's metadata; rows that fail one are not embedded, and select drops them so"
+    )
+    decode: Literal["full", "scaled"] = shapes(
+        "full", "full: open_clip's own preprocessing; scaled: JPEGs decoded at the nearest scale above the input's size"
+    )
+    batch_size: int = tunes(256, "pairs a forward; halved where memory runs out", ge=1, le=65_536)
+    num_gpus: float = tunes(1.0, "GPUs an actor, where the cluster has any; 0: the CPU", ge=0)
+    decoders: int | None = tunes(None, "decode processes an actor; default: the node's cores over its actors", ge=1)
 
 
 class Semantic(Section):
-    encoder: str | None = shapes(None, "encoder whose vectors are compared")
+    encoder: str | None = shapes(None, "encoder whose image vectors are compared; null: no semantic duplicates")
     eps: float = shapes(0.05, "cosine above 1 − eps is a duplicate", ge=0, le=1)
+    clusters: int | None = shapes(None, "k of k-means; default: the rows' square root", ge=1)
+    probes: int = shapes(8, "nearest clusters in which a row's duplicates are looked for", ge=1)
+    overlap_eps: float | None = shapes(
+        None,
+        "cosine above 1 − overlap_eps to an image of dedupe.against is an overlap, level semantic; null: not asked",
+        ge=0,
+        le=1,
+    )
 
 
 class Top(Section):
+    """The best rows by a column; nulls are outside. Among equals of the last one all stay."""
+
     column: str = shapes(..., "column ranked, descending")
-    fraction: float = shapes(..., "share kept", gt=0, le=1)
-    of: Literal["pool", "survivors"] = shapes("pool", "population of the fraction")
+    fraction: float | None = shapes(
+        None,
+        "share kept, as DataComp's: value ≥ the value at place int(n·fraction) from the top, 0 the first",
+        gt=0,
+        le=1,
+    )
+    count: int | None = shapes(None, "rows kept, in place of fraction", ge=1)
+    of: Literal["pool", "survivors"] = shapes(
+        "pool", "population of the fraction: the round's rows, or those that all before it leave"
+    )
+
+    @model_validator(mode="after")
+    def _one(self) -> "Top":
+        if (self.fraction is None) == (self.count is None):
+            raise ValueError("give fraction or count, one of them")
+        return self
 
 
 class Balance(Section):
-    entries: str = shapes(..., "file of entries")
-    t: int = shapes(20_000, "texts an entry may have before its texts are drawn", ge=1)
+    """MetaCLIP's balancing, the last of all."""
+
+    entries: str = shapes(
+        ..., "file of entries, one a line; or ngrams:N: the N most frequent 1- and 2-grams of the pool"
+    )
+    t: int | None = shapes(None, "texts an entry may have before its texts are drawn", ge=1)
+    tail: float | None = shapes(
+        None, "in place of t: t is solved so that this share of all matches is in entries below it", gt=0, lt=1
+    )
+    seed: int = shapes(0, "of the draws")
+
+    @model_validator(mode="after")
+    def _one(self) -> "Balance":
+        if (self.t is None) == (self.tail is None):
+            raise ValueError("give t or tail, one of them")
+        return self
+
+
+class ImageBased(Section):
+    """DataComp's image-based filter: rows in clusters of the pool that some reference image is in."""
+
+    encoder: str = shapes(..., "encoder whose image vectors are clustered")
+    reference: str = shapes(..., "reference images: .npy of vectors [n, dim], or a folder of images")
+    clusters: int = shapes(100_000, "k of k-means over the pool", ge=1)
 
 
 class Select(Section):
@@ -216,14 +275,17 @@ class Select(Section):
     uids: str | None = shapes(
         None, "file of the only uids kept: DataComp's .npy, .parquet with a column uid, .txt with one a line"
     )
-    top: Top | None = shapes(None, "keep a top fraction")
-    balance: Balance | None = shapes(None, "balance by metadata entries")
+    image_based: ImageBased | None = shapes(None, "keep rows near reference images")
+    top: Top | None = shapes(None, "keep the best of a column")
+    balance: Balance | None = shapes(None, "balance by metadata entries, after all else")
+    weight: str | None = shapes(None, "SQL number over a row's metadata, in decisions.weight; 1 where not given")
 
 
 class Shard(Section):
     number_sample_per_shard: int = shapes(10_000, "samples a shard", ge=1, le=1_000_000)
     oom_shard_count: int = shapes(5, "digits of a shard's number", ge=1, le=12)
     output_format: Literal["webdataset", "parquet", "files"] = shapes("webdataset", "form of the dataset")
+    mode: Literal["tars", "index"] = shapes("tars", "tars: the images too; index: where they lie in the pool, no bytes")
 
 
 class Ray(Section):
@@ -274,7 +336,8 @@ def _one_line(error: ValidationError) -> str:
         near = difflib.get_close_matches(path[-1], keys, n=1, cutoff=0.5)
         known = ", ".join(sorted(keys))
         return f"{name} is unknown; " + (f"did you mean {near[0]}?" if near else f"known here: {known}")
-    return f"{name} is {first['input']!r}: {first['msg'][:1].lower()}{first['msg'][1:]}"
+    said = first["msg"].removeprefix("Value error, ")
+    return f"{name} is {first['input']!r}: {said[:1].lower()}{said[1:]}"
 
 
 def _keys_at(path: list[str]) -> list[str]:
@@ -303,9 +366,10 @@ def digest(value: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-OWN_SETTINGS_ONLY = ("ingest", "download", "hashes", "embed")
-ORDER = ("ingest", "download", "hashes", "dedupe", "embed", "semantic", "select", "shard")
-"""Folders of ROOT in the order of the flow. `hashes` is no stage of its own: `dedupe` fills it where it needs them."""
+OWN_SETTINGS_ONLY = ("ingest", "download", "hashes", "embed", "scores")
+ORDER = ("ingest", "download", "hashes", "dedupe", "embed", "scores", "semantic", "select", "shard")
+"""Folders of ROOT in the order of the flow. `hashes` and `scores` are no stages of their own: `dedupe` fills the one
+where it needs it, `embed` the other. `embed` and `scores` have a folder an encoder."""
 
 
 def fingerprint(

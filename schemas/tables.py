@@ -147,7 +147,9 @@ EMBEDDINGS: Final = _table(
     ("uid", pa.string(), "the pair's uid"),
     ("encoder", pa.string(), "name of the encoder"),
     ("status", pa.string(), "ok or failed"),
-    ("reason", pa.string(), "why it failed"),
+    ("reason", pa.string(), "why it failed: decode_error, or internal with the cause in detail"),
+    ("detail", pa.string(), "what was wrong: not finite, zero, the decoder's words"),
+    ("clip_score", pa.float32(), "cosine of the two vectors; null unless ok"),
     ("image_embedding", pa.list_(pa.float32()), "unit-length vector; null unless ok"),
     ("text_embedding", pa.list_(pa.float32()), "unit-length vector; null unless ok"),
 )

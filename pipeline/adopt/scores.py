@@ -108,18 +108,21 @@ def _embeddings(rows: pa.Table, sidecars: list[Sidecars]) -> tuple[pa.Table, dic
             image, text = (_units(group.vectors((encoder, side), places)) for side in ("image", "text"))
             here = np.flatnonzero(image.given | text.given)
             bad = ((image.given & ~image.whole) | (text.given & ~text.whole))[here]
+            cosine = np.full(len(rows), np.nan, np.float32)
+            if image.values.shape == text.values.shape:
+                both = np.einsum("ij,ij->i", image.values, text.values)
+                cosines[encoder] = cosine = np.where(image.whole & text.whole, both, np.nan).astype(np.float32)
             columns = {
                 "uid": rows["uid"].take(pa.array(here)),
                 "encoder": pa.repeat(pa.scalar(encoder), len(here)),
                 "status": pa.array(np.where(bad, "failed", "ok"), pa.string()),
                 "reason": pa.array(np.where(bad, "internal", ""), pa.string(), mask=~bad),
+                "detail": pa.array(np.where(bad, "vector without a direction", ""), pa.string(), mask=~bad),
+                "clip_score": pa.array(cosine[here], pa.float32(), from_pandas=True),
                 "image_embedding": image.listed(here, bad),
                 "text_embedding": text.listed(here, bad),
             }
             tables.append(pa.table({name: columns[name] for name in EMBEDDINGS.names}, schema=EMBEDDINGS))
-            if image.values.shape == text.values.shape:
-                cosine = np.einsum("ij,ij->i", image.values, text.values)
-                cosines[encoder] = np.where(image.whole & text.whole, cosine, np.nan).astype(np.float32)
     return pa.concat_tables(tables), cosines
 
 
