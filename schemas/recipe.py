@@ -183,8 +183,8 @@ class Encoder(Section):
     arch: str | None = shapes(None, "open_clip architecture; needed where the weights do not say it")
     weights: str = shapes(
         ...,
-        "file (open_clip .pt or .safetensors, OpenAI archive), folder (open_clip local-dir, Hugging Face CLIP or SigLIP), "
-        "tag in open_clip's registry, or untrained",
+        "file (open_clip .pt or .safetensors, OpenAI archive), folder (open_clip local-dir, Hugging Face CLIP or "
+        "SigLIP), tag in open_clip's registry, or untrained",
     )
     dtype: Literal["fp32", "bf16", "fp16"] = shapes("fp32", "precision of the towers")
 
