@@ -150,6 +150,7 @@ EMBEDDINGS: Final = _table(
     ("reason", pa.string(), "why it failed: decode_error, or internal with the cause in detail"),
     ("detail", pa.string(), "what was wrong: not finite, zero, the decoder's words"),
     ("clip_score", pa.float32(), "cosine of the two vectors; null unless ok"),
+    ("image_norm", pa.float32(), "length of the image vector as the tower gave it; null where not known"),
     ("image_embedding", pa.list_(pa.float32()), "unit-length vector; null unless ok"),
     ("text_embedding", pa.list_(pa.float32()), "unit-length vector; null unless ok"),
 )

@@ -119,6 +119,7 @@ def _embeddings(rows: pa.Table, sidecars: list[Sidecars]) -> tuple[pa.Table, dic
                 "reason": pa.array(np.where(bad, "internal", ""), pa.string(), mask=~bad),
                 "detail": pa.array(np.where(bad, "vector without a direction", ""), pa.string(), mask=~bad),
                 "clip_score": pa.array(cosine[here], pa.float32(), from_pandas=True),
+                "image_norm": pa.nulls(len(here), pa.float32()),
                 "image_embedding": image.listed(here, bad),
                 "text_embedding": text.listed(here, bad),
             }
