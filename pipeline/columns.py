@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from pipeline.errors import InputError
 from pipeline.storage import Store
-from pipeline.tables import SOURCE_OF, open_table, read_published
+from pipeline.tables import SOURCES_OF, open_table, read_published
 
 QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 BINS = 20
@@ -77,7 +77,7 @@ def _find(known: dict[str, list[str]], wanted: str) -> tuple[str, str]:
     every = sorted({name for names in known.values() for name in names})
     near = difflib.get_close_matches(wanted.rpartition(".")[2], every, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(every)}"
-    raise InputError(f"--column {wanted}: no table of {', '.join(SOURCE_OF)} has it; {hint}")
+    raise InputError(f"--column {wanted}: no table of {', '.join(SOURCES_OF)} has it; {hint}")
 
 
 def _numbers(engine: Any, column: str, about: Column) -> None:

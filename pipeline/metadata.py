@@ -5,22 +5,25 @@
 | all of `outcomes`, with the kept input columns as `src_<name>` | the fetch and the image |
 | `text_repaired`, `fetch_url`, `n_chars`, `n_words`, `lang`, `lang_score` | `pairs` |
 | `pdq`, `pdq_quality` | `hashes`; null where dedupe made none |
-| `clip_score` (of the first encoder by name), `clip_score_<encoder>`, a column a head | `scores`; null without one |
+| `clip_score`, `clip_score_<encoder>`, a column a head | `scores`; null without one |
 | `pixels` | original_width x original_height |
 | `text_count` (select.rules alone) | ok rows of the pool, of this round and earlier ones, with the same text |
+
+`clip_score` is that of the recipe's first encoder by name; where it has none, of the first that came with the download.
 """
 
-from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from pipeline.root import adopted_scores, read_batches
 from pipeline.rounds import open_table, table_path, taken_rows
 from pipeline.runner import Unit
 from pipeline.storage import Store
 from pipeline.units import StageFolder
+from schemas.recipe import Embed
 from schemas.tables import HASHES, OUTCOMES, PAIRS, SCORES
 
 PIXELS = pa.field("pixels", pa.int64())
@@ -32,26 +35,34 @@ TEXT_COUNT = pa.field("text_count", pa.int64())
 _JOINED: dict[str, tuple[str, tuple[pa.Field, ...]]] = {
     "pairs": ("ingest", tuple(field for field in PAIRS if field.name not in OUTCOMES.names)),
     "hashes": ("hashes", (HASHES.field("pdq"), HASHES.field("pdq_quality"))),
-    "scores": ("embed", (SCORES.field("clip_score"),)),
 }
 """table → the stage whose units hold it, and its columns that are not of outcomes"""
+CLIP_SCORE = pa.field("clip_score", SCORES.field("clip_score").type)
 
 
 def schema_of(kept: Iterable[str], heads: Iterable[str] = ()) -> pa.Schema:
     """The columns rules may name; `kept` are input columns, `heads` columns of scores."""
     joined = [field for _, fields in _JOINED.values() for field in fields]
     return pa.schema([
-        *(field.remove_metadata() for field in [*OUTCOMES, *joined]), PIXELS,
+        *(field.remove_metadata() for field in [*OUTCOMES, *joined]), CLIP_SCORE, PIXELS,
         *(pa.field(f"src_{name}", pa.string()) for name in kept), *(pa.field(name, pa.float32()) for name in heads),
     ])  # fmt: skip
 
 
-def rule_schema(store: Store) -> pa.Schema:
-    """The columns that rules may name in this ROOT: kept input columns and scores are those of all its batches."""
+def rule_schema(store: Store, embed: Embed | None = None) -> pa.Schema:
+    """The columns that rules may name in this ROOT: kept input columns and scores are those of all its batches.
+
+    `embed`: the recipe's, where rows have been through it.
+    """
     batches = read_batches(store).values()
     kept = {name: None for batch in batches for name in batch.kept}
     scores = {name: None for batch in batches if batch.adopted for name in batch.adopted.scores}
-    return schema_of(kept, scores)
+    return schema_of(kept, scores | dict.fromkeys(score_columns(embed) if embed else ()))
+
+
+def score_columns(embed: Embed) -> list[str]:
+    """Columns of scores that the recipe's encoders and heads make, `clip_score` aside."""
+    return [*(f"{COSINE}{name}" for name in sorted(encoder.name for encoder in embed.encoders)), *sorted(embed.heads)]
 
 
 class Metadata:
@@ -61,8 +72,10 @@ class Metadata:
     """
 
     def __init__(self, folders: Mapping[str, StageFolder]) -> None:
-        self._folders = {"embed": adopted_scores(folders["download"].store), **folders}
-        stages = {"download", *(stage for stage, _ in _JOINED.values())} & self._folders.keys()
+        self._folders = {**folders, "adopted": adopted_scores(folders["download"].store)}
+        # The recipe's own encoders first: what came with the download only fills in.
+        self._scores = [*sorted(key for key in folders if key.startswith("scores/")), "adopted"]
+        stages = {"download", *(stage for stage, _ in _JOINED.values()), *self._scores} & self._folders.keys()
         self._current = {stage: self._folders[stage].generations() for stage in stages}
 
     def read(self, unit: Unit, columns: Collection[str]) -> pa.Table:
@@ -75,11 +88,10 @@ class Metadata:
             wanted |= {"original_width", "original_height"}
         rows = self._outcomes(unit, wanted)
         for table, (stage, fields) in _JOINED.items():
-            named = [field for field in fields if field.name in wanted]
-            others = {*rows.column_names, "pixels", *(field.name for field in fields)}
-            heads = wanted - others if table == "scores" else set()
-            if named or heads:
-                rows = self._join(rows, stage, table, unit["reads"], named, heads)
+            if named := [field for field in fields if field.name in wanted]:
+                rows = self._join(rows, stage, table, unit["reads"], named)
+        if scores := wanted - {*rows.column_names, "pixels"}:
+            rows = self._join_scores(rows, unit["reads"], sorted(scores))
         if "pixels" in wanted:
             sides = [rows[name].cast(pa.int64()) for name in ("original_width", "original_height")]
             rows = rows.append_column(PIXELS, pc.multiply(*sides))
@@ -99,25 +111,41 @@ class Metadata:
                 table = table.append_column(name, pa.nulls(table.num_rows, pa.string()))
         return table
 
-    def _join(
-        self, rows: pa.Table, stage: str, table: str, unit: str, fields: Collection[pa.Field], more: Collection[str]
-    ) -> pa.Table:
-        """Add a table's columns, null where it has no such row; of `more` those it has as numbers."""
-        read: dict[str, Any] = {}
-        if (generation := self._current.get(stage, {}).get(unit)) is not None:
-            folder = self._folders[stage]
-            file = open_table(folder, table_path(folder, folder.record(unit, generation), table))
-            there = file.schema_arrow.names
-            names = [name for name in [*(field.name for field in fields), *more] if name in there]
-            cosines = [name for name in more if name.startswith(COSINE)]
-            found = file.read(
-                columns=list(dict.fromkeys(["uid", *names, *(["encoder", "clip_score"] if cosines else [])]))
+    def _open(self, key: str, unit: str, table: str) -> pq.ParquetFile | None:
+        """A table of the unit in the folder of that key; None where the folder has no such unit."""
+        if (generation := self._current.get(key, {}).get(unit)) is None:
+            return None
+        folder = self._folders[key]
+        return open_table(folder, table_path(folder, folder.record(unit, generation), table))
+
+    def _join(self, rows: pa.Table, stage: str, table: str, unit: str, fields: Collection[pa.Field]) -> pa.Table:
+        """Add a table's columns, null where it has no such row."""
+        file = self._open(stage, unit, table)
+        found = file.read(columns=["uid", *(field.name for field in fields)]) if file else None
+        places = pc.index_in(rows["uid"], found["uid"].combine_chunks()) if found else None
+        for field in fields:
+            rows = rows.append_column(
+                field, found[field.name].take(places) if found else pa.nulls(rows.num_rows, field.type)
             )
-            places = pc.index_in(rows["uid"], found["uid"].combine_chunks())
-            read = {name: found[name].take(places) for name in names}
-            for name in cosines:
-                own = found.filter(pc.equal(found["encoder"], name.removeprefix(COSINE)))
-                read[name] = own["clip_score"].take(pc.index_in(rows["uid"], own["uid"].combine_chunks()))
-        for field in [*fields, *(pa.field(name, pa.float32()) for name in sorted(more))]:
-            rows = rows.append_column(field.name, read.get(field.name, pa.nulls(rows.num_rows, field.type)))
         return rows
+
+    def _join_scores(self, rows: pa.Table, unit: str, columns: Sequence[str]) -> pa.Table:
+        """Add columns of scores, each from the first folder that knows it; null where it has no such row."""
+        tables = []
+        for key in self._scores:
+            if (file := self._open(key, unit, "scores")) is not None:
+                names = [name for name in columns if name in file.schema_arrow.names]
+                tables.append(file.read(columns=list(dict.fromkeys(["uid", "encoder", "clip_score", *names]))))
+        for name in columns:
+            rows = rows.append_column(pa.field(name, pa.float32()), _score(name, rows["uid"], tables))
+        return rows
+
+
+def _score(name: str, uids: pa.ChunkedArray, tables: Iterable[pa.Table]) -> pa.ChunkedArray:
+    for found in tables:
+        own, column = found, name
+        if name.startswith(COSINE):
+            own, column = found.filter(pc.equal(found["encoder"], name.removeprefix(COSINE))), "clip_score"
+        if own.num_rows and column in own.column_names:
+            return own[column].cast(pa.float32()).take(pc.index_in(uids, own["uid"].combine_chunks()))
+    return pa.nulls(len(uids), pa.float32())

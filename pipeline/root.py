@@ -1,11 +1,12 @@
 """A ROOT as readers see it: its batches, its runs, and the current folder of each stage."""
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 
 from pipeline.errors import InputError, StoreError
 from pipeline.storage import LocalStore, Store, open_store
 from pipeline.units import StageFolder, current_folder, fingerprints
-from schemas.recipe import FORMAT_VERSION, ORDER, digest
+from schemas.recipe import FORMAT_VERSION, ORDER, PER_ENCODER, digest
 from schemas.records import Batch, RunRecord
 
 
@@ -45,15 +46,47 @@ def adopted_scores(store: Store) -> StageFolder:
     return StageFolder(store, "embed", digest({"format": FORMAT_VERSION, "stage": "embed", "adopted": True}))
 
 
+ABOUT = "encoder.json"
+"""In a folder of `embed` or `scores`: the encoder it belongs to, by `name`."""
+
+
+def encoder_folders(store: Store, stage: str = "embed") -> dict[str, StageFolder]:
+    """encoder → its current folder of `embed` or `scores`: of several (other weights, other heads) the one completed
+    last. Adopted scores are none of them."""
+    found: dict[str, tuple[str, StageFolder]] = {}
+    for fingerprint in fingerprints(store, stage):
+        folder = StageFolder(store, stage, fingerprint)
+        if (tagged := store.read_tagged(f"{folder.base}/{ABOUT}")) is None:
+            continue
+        name, done = json.loads(tagged[0])["name"], folder.completed()
+        finished = done.finished_at if done else ""
+        if name not in found or found[name][0] <= finished:
+            found[name] = (finished, folder)
+    return {name: folder for name, (_, folder) in sorted(found.items())}
+
+
+def stage_of(key: str) -> str:
+    """The stage of a key of `current_folders` or of a run's `stages`: embed of embed/b32."""
+    return key.partition("/")[0]
+
+
 def current_folders(store: Store) -> dict[str, StageFolder]:
-    """stage → its current folder, in the order of the flow.
+    """stage → its current folder, in the order of the flow; embed/<encoder> and scores/<encoder> for those an encoder
+    has, `embed` alone for the scores of adopted batches.
 
     A stage that was never completed is shown by the folder of the newest run that names one, so that a build can be
-    watched while it runs.
+    watched while it runs. `semantic` is there where the newest run has it.
     """
     folders: dict[str, StageFolder] = {}
     runs: list[RunRecord] | None = None
     for stage in ORDER:
+        if stage in PER_ENCODER:
+            if stage == "embed" and (beside := adopted_scores(store)).generations():
+                folders["embed"] = beside
+            folders |= {f"{stage}/{name}": folder for name, folder in encoder_folders(store, stage).items()}
+            continue
+        if stage == "semantic" and "semantic" not in _newest_stages(store):
+            continue
         known = fingerprints(store, stage)
         if not known:
             continue
@@ -64,3 +97,8 @@ def current_folders(store: Store) -> dict[str, StageFolder]:
             folder = StageFolder(store, stage, named[-1] if named else known[-1])
         folders[stage] = folder
     return folders
+
+
+def _newest_stages(store: Store) -> dict[str, str]:
+    tagged = store.read_tagged("run.json")
+    return RunRecord.model_validate_json(tagged[0]).stages if tagged else {}

@@ -16,20 +16,24 @@ import pyarrow.parquet as pq
 
 from pipeline.external_sort import Positions, Source, by_uid, sorted_chunks
 from pipeline.faults import fault_point
-from pipeline.root import read_batches
+from pipeline.root import current_folders, read_batches, stage_of
 from pipeline.rounds import descriptors, read_rounds, unfinished
 from pipeline.storage import LocalStore, Store
-from pipeline.units import StageFolder, current_folder, measure
+from pipeline.units import StageFolder, measure
 from pipeline.views import first_line, views_sql
+from schemas.recipe import ORDER
 from schemas.records import Complete, Published, PublishedFile, UnitRecord, now
 from schemas.tables import TABLES
 
-SOURCE_OF = {"pairs": "ingest", "rejects": "ingest", "outcomes": "download", "consent": "download",
-             "hashes": "hashes", "duplicates": "dedupe", "scores": "embed", "embeddings": "embed",
-             "overlaps": "select", "decisions": "select"}  # fmt: skip
-"""table → the stage whose units hold it; duplicates also holds ingest's, of the level `url`"""
+SOURCES_OF = {
+    "pairs": ("ingest",), "rejects": ("ingest",), "outcomes": ("download",), "consent": ("download",),
+    "hashes": ("hashes",), "duplicates": ("dedupe", "semantic"), "scores": ("embed", "scores"),
+    "embeddings": ("embed",), "overlaps": ("select",), "decisions": ("select",),
+}  # fmt: skip
+"""table → the stages whose units hold it; duplicates also holds ingest's, of the level `url`. Scores in `embed` are
+those of adopted batches."""
 
-BY_BATCH = ("ingest", "download", "hashes", "embed")
+BY_BATCH = ("ingest", "download", "hashes", "embed", "scores")
 """Stages whose units are those of a batch."""
 
 ORDER_BY = {"rejects": ("batch", "source", "source_row"), "consent": ("uid", "signal", "source", "value"),
@@ -54,15 +58,20 @@ class Stage:
     records: dict[str, UnitRecord]
 
 
-def publish(store: Store, stages: Iterable[str], again: bool = False) -> int | None:
+def publish(store: Store, stages: Iterable[str] = ORDER, again: bool = False) -> int | None:
     """Publish all tables from the current folders of `stages` under one new version.
 
     Returns the version, or None where nothing was completed since the last publication, unless `again` is asked for.
     Only batches that a stage's complete.json names are published, so a stage under way never shows half a batch.
     """
-    completed = {stage: found for stage in stages if (found := _completed(store, stage))}
+    wanted = set(stages)
+    completed = {
+        key: (folder, done)
+        for key, folder in current_folders(store).items()
+        if stage_of(key) in wanted and (done := folder.completed())
+    }
     made_from = {stage: stamp(folder, done) for stage, (folder, done) in completed.items()}
-    before = {table: read_published(store, table) for table in SOURCE_OF}
+    before = {table: read_published(store, table) for table in SOURCES_OF}
     if not completed or (not again and _is_current(store, before, made_from)):
         return None
     read = {
@@ -76,7 +85,7 @@ def publish(store: Store, stages: Iterable[str], again: bool = False) -> int | N
     }
     version = _next_version(store, before)
     listed: list[str] = []
-    for table in SOURCE_OF:
+    for table in SOURCES_OF:
         published = _publish_table(store, read, table, version, made_from)
         if table == "embeddings":
             listed = [file.path for file in published.files]
@@ -84,7 +93,7 @@ def publish(store: Store, stages: Iterable[str], again: bool = False) -> int | N
         store.replace(f"tables/{table}/latest.json", published.to_bytes())
     shards = read.get("shard")
     dataset = dataset_files(shards.folder, shards.records.values()) if shards else []
-    text = views_sql(store.uri, version, list(SOURCE_OF), dataset, {"embeddings": listed})
+    text = views_sql(store.uri, version, list(SOURCES_OF), dataset, {"embeddings": listed})
     fault_point("before-views")
     store.replace("tables/views.sql", text.encode())
     store.replace("views.sql", text.encode())
@@ -143,12 +152,6 @@ def _schema(store: Store, paths: list[str], table: str) -> pa.Schema:
     return pa.schema([*schema, *(extra[name] for name in sorted(extra))], schema.metadata)
 
 
-def _completed(store: Store, stage: str) -> tuple[StageFolder, Complete] | None:
-    folder = current_folder(store, stage)
-    done = folder.completed() if folder else None
-    return (folder, done) if folder and done else None
-
-
 def _covered(folder: StageFolder, done: Complete) -> set[str]:
     """Units of whole batches, of whole rounds: what a run under way has committed is not shown in parts."""
     units = folder.generations().keys()
@@ -161,9 +164,11 @@ def _covered(folder: StageFolder, done: Complete) -> set[str]:
 def _named(read: dict[str, Stage], table: str) -> list[Source]:
     """The files a published table is made of."""
     named = []
-    for stage, of in [(SOURCE_OF[table], table), *([("ingest", "rejects")] if table == "duplicates" else [])]:
-        if stage in read:
-            named += unit_files(read[stage].folder, read[stage].records.values(), of)
+    for key, stage in read.items():
+        if stage_of(key) in SOURCES_OF[table]:
+            named += unit_files(stage.folder, stage.records.values(), table)
+    if table == "duplicates" and "ingest" in read:
+        named += unit_files(read["ingest"].folder, read["ingest"].records.values(), "rejects")
     return named
 
 
@@ -190,7 +195,8 @@ def _publish_table(
 ) -> Published:
     named = _named(read, table)
     if table == "embeddings" and named:
-        return _listed(read[SOURCE_OF[table]], table, version, made_from)
+        stages = [stage for key, stage in read.items() if stage_of(key) in SOURCES_OF[table]]
+        return _listed(stages, table, version, made_from)
     scratch = store.scratch()
     try:
         files = []
@@ -205,11 +211,11 @@ def _publish_table(
     return Published(version=version, files=files, rows=total, written_at=now(), made_from=made_from)
 
 
-def _listed(stage: Stage, table: str, version: int, made_from: dict[str, str]) -> Published:
+def _listed(stages: Iterable[Stage], table: str, version: int, made_from: dict[str, str]) -> Published:
     """The units' own files: vectors are too large to be written twice."""
-    base = stage.folder.base
     files = [
-        PublishedFile(path=f"{base}/{entry.path}", bytes=entry.bytes, sha256=entry.sha256, rows=entry.rows)
+        PublishedFile(path=f"{stage.folder.base}/{entry.path}", bytes=entry.bytes, sha256=entry.sha256, rows=entry.rows)
+        for stage in stages
         for record in stage.records.values()
         for entry in record.files
         if entry.table == table

@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 
 from pipeline.retract.tombstone import Tombstones, read_retractions
-from pipeline.root import current_folders, read_batches, read_runs
+from pipeline.root import current_folders, read_batches, read_runs, stage_of
 from pipeline.rounds import descriptors, read_rounds
 from pipeline.storage import Store, locate
-from pipeline.tables import SOURCE_OF, open_table, read_published, stamp, unit_files
+from pipeline.tables import SOURCES_OF, open_table, read_published, stamp, unit_files
 from pipeline.units import StageFolder, fingerprints
 from schemas.records import Batch, RunRecord, UnitRecord
 
@@ -82,11 +82,12 @@ class Trace:
         self, table: str, wanted: ds.Expression, columns: list[str] | None = None, batch: str = ""
     ) -> list[tuple[str, Row]]:
         """(unit, row) from the files that current records name."""
-        folder = self._folders.get(SOURCE_OF[table])
-        if folder is None:
-            return []
-        records = [record for unit, record in folder.records().items() if unit.startswith(f"{batch}-" if batch else "")]
-        dataset = open_table(self._store, [source.path for source in unit_files(folder, records, table)], table)
+        paths: list[str] = []
+        for key, folder in self._folders.items():
+            if stage_of(key) in SOURCES_OF[table]:
+                records = [record for record in folder.iter_records() if record.unit.startswith(batch and f"{batch}-")]
+                paths += [source.path for source in unit_files(folder, records, table)]
+        dataset = open_table(self._store, paths, table)
         names = [*(columns or dataset.schema.names), "__filename"]
         if isinstance(dataset, ds.InMemoryDataset):
             return []
@@ -127,6 +128,7 @@ class Trace:
         gone = self._look_up("duplicates", (ds.field("dup_of") == uid) & (ds.field("level") != "url"))
         told["gave_way"] = [_without(row, "dup_of", "group_id") for row in gone]
         told["overlaps"] = [_without(row, "uid") for row in self._of("overlaps", uid)]
+        told["scores"] = [_without(row, "uid") for row in self._of("scores", uid)]
         told["decision"] = [_without(row, "uid") for row in self._of("decisions", uid)]
         return told
 

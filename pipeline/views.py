@@ -32,7 +32,7 @@ def views_sql(
     for table in tables:
         source = _quote(f"{uri}/tables/{table}/v{version}/*.parquet")
         if listed.get(table):
-            source = "[" + ", ".join(_quote(f"{uri}/{path}") for path in listed[table]) + "]"
+            source = "[" + ", ".join(_quote(f"{uri}/{path}") for path in listed[table]) + "], union_by_name = true"
         lines.append(f'CREATE OR REPLACE VIEW "{table}" AS SELECT * FROM read_parquet({source});')
     if dataset:
         files = ", ".join(_quote(f"{uri}/{path}") for path in dataset)

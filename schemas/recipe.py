@@ -369,7 +369,9 @@ def digest(value: object) -> str:
 OWN_SETTINGS_ONLY = ("ingest", "download", "hashes", "embed", "scores")
 ORDER = ("ingest", "download", "hashes", "dedupe", "embed", "scores", "semantic", "select", "shard")
 """Folders of ROOT in the order of the flow. `hashes` and `scores` are no stages of their own: `dedupe` fills the one
-where it needs it, `embed` the other. `embed` and `scores` have a folder an encoder."""
+where it needs it, `embed` the other."""
+PER_ENCODER = ("embed", "scores")
+"""Stages that have a folder an encoder."""
 
 
 def fingerprint(

@@ -107,7 +107,7 @@ def _withdraw(store: Store, retraction: Retraction, check: Callable[[], None]) -
         _recount(folder, leaving)
     check()
     fault_point("before-publication")
-    published = publish(store, ORDER, again=True)
+    published = publish(store, again=True)
     for folder in every_folder(store):
         check()
         remove_old_generations(folder, leaving)

@@ -6,16 +6,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.root import stage_of
 from pipeline.storage import Store
-from pipeline.tables import ORDER_BY, SOURCE_OF, read_published, stamp
+from pipeline.tables import ORDER_BY, SOURCES_OF, read_published, stamp
 from pipeline.units import add_counts, count
 from pipeline.verify.files import chosen, sha256_of
 from pipeline.verify.report import Report
 from pipeline.verify.state import State
-from schemas.records import Complete, Counts, Published
+from schemas.records import Counts, Published
 from schemas.tables import TABLES
 
-UNIQUE = ("pairs", "rejects", "outcomes")
+UNIQUE = ("pairs", "rejects", "outcomes", "scores")
 
 
 def check_published(state: State, report: Report, share: float) -> None:
@@ -23,7 +24,7 @@ def check_published(state: State, report: Report, share: float) -> None:
     check = report.check(1, "published tables")
     done = {stage: folder.folder.completed() for stage, folder in state.current.items()}
     now = {stage: stamp(state.current[stage].folder, one) for stage, one in done.items() if one}
-    for table in SOURCE_OF:
+    for table in SOURCES_OF:
         published = read_published(state.store, table)
         if published is None:
             continue
@@ -33,9 +34,9 @@ def check_published(state: State, report: Report, share: float) -> None:
             continue
         breaches: list[str] = []
         counts = _rows(state.store, table, published, breaches)
-        complete = done.get(SOURCE_OF[table])
-        if published.made_from == now and complete is not None:
-            breaches += _against(table, published, counts, complete)
+        said = [one for key, one in done.items() if one and stage_of(key) in SOURCES_OF[table]]
+        if published.made_from == now and said:
+            breaches += _against(table, published, counts, add_counts(one.counts for one in said))
         check.add(0, breaches)
 
 
@@ -98,14 +99,17 @@ def _ascending(
     return final
 
 
-def _against(table: str, published: Published, counts: Counts, complete: Complete) -> Iterator[str]:
+def _against(table: str, published: Published, counts: Counts, complete: Counts) -> Iterator[str]:
+    """`complete`: what complete.json of the table's stages says, added up."""
     place = f"tables/{table}/v{published.version}"
-    ok = complete.counts.get("ok", {}).get("", 0)
+    ok = complete.get("ok", {}).get("", 0)
     if table == "pairs" and published.rows != ok:
         yield f"{place}: has {published.rows} rows, ingest left {ok} pairs"
     if table == "rejects":
-        wanted = {status: reasons for status, reasons in complete.counts.items() if status != "ok"}
+        wanted = {status: reasons for status, reasons in complete.items() if status != "ok"}
         if counts != wanted:
             yield f"{place}: its counts by status and reason are not those of ingest's complete.json"
-    if table == "outcomes" and counts != complete.counts:
+    if table == "outcomes" and counts != complete:
         yield f"{place}: its counts by status and reason are not those of download's complete.json"
+    if table == "embeddings" and counts != complete:
+        yield f"{place}: its counts by status and reason are not those of the complete.json of its encoders"

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from pipeline.root import stage_of
 from pipeline.tables import BY_BATCH
 from pipeline.units import add_counts
 from pipeline.verify.report import Report
@@ -76,7 +77,7 @@ def _complete(stage: str, folder: Folder) -> Iterator[str]:
     place = f"{folder.base}/complete.json"
     records = [
         record for unit, record in folder.current.items()
-        if stage not in BY_BATCH or unit.partition("-")[0] in done.batches
+        if stage_of(stage) not in BY_BATCH or unit.partition("-")[0] in done.batches
     ]  # fmt: skip
     rows = sum(record.rows for record in records)
     if rows != done.rows:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.storage import LocalStore
-from pipeline.tables import SOURCE_OF
+from pipeline.tables import SOURCES_OF
 from tests.handmade import HandmadeRoot
 
 CHECKED = {
@@ -97,7 +97,7 @@ def test_spark_reads_the_table(root: Path, spark: Any, table: str) -> None:
 def test_spark_counts_what_latest_counts(root: Path, spark: Any) -> None:
     from pipeline.tables import read_published
 
-    for table in SOURCE_OF:
+    for table in SOURCES_OF:
         latest = read_published(LocalStore(root), table)
         assert latest
         assert spark.read.parquet(glob(root, table)).count() == latest.rows

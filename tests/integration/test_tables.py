@@ -14,7 +14,7 @@ import pytest
 from pipeline import external_sort, tables
 from pipeline.external_sort import Source, by_uid, sorted_chunks
 from pipeline.storage import LocalStore, Store, open_store
-from pipeline.tables import SOURCE_OF, publish, read_published
+from pipeline.tables import SOURCES_OF, publish, read_published
 from pipeline.units import Output, measure
 from schemas.tables import TABLES
 from tests.handmade import HandmadeRoot
@@ -29,9 +29,9 @@ def published(store: Store, table: str) -> pa.Table:
 
 def written(made: HandmadeRoot, table: str) -> list[dict[str, Any]]:
     """Every row of the units' own files, by brute force."""
-    if SOURCE_OF[table] not in made.folders:
+    if SOURCES_OF[table][0] not in made.folders:
         return []
-    folder = made.folders[SOURCE_OF[table]]
+    folder = made.folders[SOURCES_OF[table][0]]
     filesystem, root = made.store.arrow()
     rows: list[dict[str, Any]] = []
     for record in folder.records().values():
@@ -46,7 +46,7 @@ def test_the_first_publication_holds_every_row_sorted_with_the_documented_types(
     made.batch(45)
     assert made.finish() == 1
     for table, schema in TABLES.items():
-        if table not in SOURCE_OF:
+        if table not in SOURCES_OF:
             continue
         found = published(made.store, table)
         assert found.schema.equals(schema), table
@@ -127,14 +127,14 @@ def test_a_failure_while_publishing_leaves_the_old_tables_whole_and_the_next_run
     monkeypatch.setenv("PAIRMILL_FAULT", f"{point}:enospc:{tmp_path}/flag")
     with pytest.raises(OSError, match="space"):
         made.finish()
-    for table in SOURCE_OF:
+    for table in SOURCES_OF:
         latest = read_published(made.store, table)
         assert latest
         assert all(measure(tmp_path / "root" / file.path) == (file.bytes, file.sha256) for file in latest.files)
     assert {path: path.read_bytes() for path in old} == old
-    assert (tmp_path / "root/views.sql").read_text().count("/v1/") == len(SOURCE_OF)
+    assert (tmp_path / "root/views.sql").read_text().count("/v1/") == len(SOURCES_OF)
     again = publish(made.store, made.folders)
-    assert {read.version for table in SOURCE_OF if (read := read_published(made.store, table))} == {again}
+    assert {read.version for table in SOURCES_OF if (read := read_published(made.store, table))} == {again}
 
 
 @pytest.mark.parametrize("lost", ["tables/consent/latest.json", "views.sql"])
@@ -144,7 +144,7 @@ def test_a_publication_cut_short_is_made_again_under_a_new_number(tmp_path: Path
     made.finish()
     (tmp_path / lost).unlink()
     assert publish(made.store, made.folders) == 2
-    assert {read.version for table in SOURCE_OF if (read := read_published(made.store, table))} == {2}
+    assert {read.version for table in SOURCES_OF if (read := read_published(made.store, table))} == {2}
 
 
 def test_a_dead_number_is_never_used_again(root: str, tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_many_files_are_sorted_in_ranges_and_cut_into_parts(tmp_path: Path, monk
     monkeypatch.setattr(external_sort, "CHUNK_ROWS", 25)
     monkeypatch.setattr(tables, "PART_BYTES", 20_000)
     publish(ranged.store, ranged.folders)
-    for table in SOURCE_OF:
+    for table in SOURCES_OF:
         same = [published(made.store, table) for made in (whole, ranged)]
         assert (
             same[0]
