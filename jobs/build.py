@@ -6,9 +6,10 @@ from collections.abc import Sequence
 import yaml
 
 from jobs.arguments import build_parser, load_recipe, run_main
-from pipeline.build import STAGES, Request, build
+from pipeline.build import Request, build
 from pipeline.errors import InputError
 from pipeline.plan import plan
+from pipeline.stages import STAGES
 from schemas.statuses import STATUS_OF
 
 

@@ -94,7 +94,7 @@ def _print_funnel(console: Console, found: Summary) -> None:
     table.add_column("share", justify="right")
     for stage in found.stages:
         table.add_section()
-        table.add_row(stage.stage, "in", "", f"{stage.rows_in:,}", "", style="bold")
+        table.add_row(stage.key, "in", "", f"{stage.rows_in:,}", "", style="bold")
         for row in stage.rows:
             style = "green" if row["status"] == "ok" else ""
             table.add_row(
@@ -110,7 +110,7 @@ def _print_funnel(console: Console, found: Summary) -> None:
         console.print(Text(f"gate {gate['gate']} failed for batch {gate['batch']}: {gate['detail']}", style="red"))
     for stage in found.stages:
         if stage.finished_at is None:
-            console.print(f"{stage.stage} is not finished: run the build again and it goes on from here")
+            console.print(f"{stage.key} is not finished: run the build again and it goes on from here")
     for held in found.eval_sets:
         console.print(
             Text(
@@ -132,9 +132,9 @@ def _batches(found: Summary) -> Table:
     table.add_column("batch")
     table.add_column("input", justify="right")
     for stage in found.stages:
-        table.add_column(stage.stage, justify="right")
+        table.add_column(stage.key, justify="right")
     for batch in found.batches:
-        table.add_row(batch["batch"], f"{batch['rows']:,}", *(f"{batch['ok'].get(s.stage, 0):,}" for s in found.stages))
+        table.add_row(batch["batch"], f"{batch['rows']:,}", *(f"{batch['ok'].get(s.key, 0):,}" for s in found.stages))
     return table
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import getpass
+import json
 import logging
 import os
 import platform
@@ -16,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from pipeline.check import check_recipe, check_rules, named_contents
+from pipeline.check import check_recipe, check_rules
 from pipeline.cluster import connect_ahead, job_id, release, shutdown
 from pipeline.dedupe.stage import FEW as FEW_HASHED
 from pipeline.dedupe.stage import hashes_due, needs_hashes, run_dedupe, run_hashes
@@ -30,14 +31,16 @@ from pipeline.ingest.stage import make_batches, run_ingest
 from pipeline.lease import Lease
 from pipeline.progress import Progress
 from pipeline.retract.run import finish
+from pipeline.root import ABOUT, encoder_name
 from pipeline.rounds import pending_rows
 from pipeline.select.stage import run_select
 from pipeline.shard.stage import FEW, expected, run_shard
+from pipeline.stages import STAGES, encoder_of, has_stage, read_by, stage_folders
 from pipeline.stop import StopFlag
 from pipeline.storage import LocalStore, Store, open_store
 from pipeline.tables import publish
 from pipeline.units import StageFolder, fingerprints
-from schemas.recipe import ORDER, Recipe, fingerprint
+from schemas.recipe import PER_ENCODER, Recipe
 from schemas.records import Batch, RunRecord, now
 
 if TYPE_CHECKING:
@@ -45,14 +48,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-STAGES = ("ingest", "download", "dedupe", "select", "shard")
-"""The stages that exist, in their order."""
-
 SET_LEVEL = {"hashes": run_hashes, "dedupe": run_dedupe, "select": run_select, "shard": run_shard}
 """Stages that read all of the pool, whatever batch brought it; `hashes` runs where `dedupe` needs it."""
-
-READS = {"hashes": "download", "dedupe": "download", "select": "dedupe", "shard": "select"}
-"""The stage that each set-level one takes its units from."""
 
 GRACE_S = 20.0
 """Seconds after SIGTERM in which units under way may still commit."""
@@ -146,14 +143,24 @@ class _Run:
     def _check_upstream(self) -> None:
         """A set-level stage that runs alone would find no row and publish empty tables as its result."""
         stage = self._request.stages[0]
-        if stage not in READS:
+        if not has_stage(self._recipe, stage):
+            key = "embed.encoders" if stage == "embed" else "semantic.encoder"
+            raise InputError(f"recipe {key}: is not given, so jobs.{stage} has nothing to do")
+        if (reads := read_by(self._recipe, stage)) is None:
             return
-        upstream = self._folders[READS[stage]]
+        upstream = self._folders[reads]
         if upstream.completed() is None and not upstream.generations():
             raise InputError(
                 f"output {self._store.uri}: has nothing from {upstream.stage} under these settings;"
                 f" run jobs.{upstream.stage} or jobs.build with them first"
             )
+        if stage in ("semantic", "select"):
+            for key in self._encoder_keys("scores"):
+                if rows := self._rows_ahead(key, []):
+                    raise InputError(
+                        f"output {self._store.uri}: {rows:,} rows have no scores of {encoder_of(self._recipe, key).name}"
+                        " yet; run jobs.embed or jobs.build first"
+                    )
 
     def _connect_ahead(self, batches: Sequence[Batch]) -> None:
         """Where rows will be fetched, Ray starts while they are ingested."""
@@ -163,7 +170,9 @@ class _Run:
 
     def _run_stages(self, batches: Sequence[Batch]) -> int:
         for stage in self._request.stages:
-            if stage == "select":
+            if not has_stage(self._recipe, stage):
+                continue
+            if stage in ("embed", "semantic", "select"):
                 self._scores(batches)  # rules may name them
             self._stage(stage, batches)
             if self._stop.is_set():
@@ -172,12 +181,14 @@ class _Run:
                 self._scores(batches)
             if stage in ("download", "dedupe") and not self._needs_ray(stage):
                 release()
-        publish(self._store, ORDER)
+        publish(self._store)
         return self._judge(batches)
 
     def _needs_ray(self, done: str) -> bool:
         """Whether a stage after `done` will have more rows than it takes in this process."""
         download, later = self._folders["download"], self._request.stages[self._request.stages.index(done) + 1 :]
+        if "embed" in later and has_stage(self._recipe, "embed"):
+            return True
         if "dedupe" in later and needs_hashes(self._recipe.dedupe):
             due = hashes_due(download, self._folders["hashes"])
             if sum(unit["rows"] for unit in due) >= FEW_HASHED:
@@ -185,16 +196,38 @@ class _Run:
         return "shard" in later and pending_rows(download, self._folders["select"]) >= FEW
 
     def _stage(self, stage: str, batches: Sequence[Batch]) -> None:
-        """Run a stage's missing units and, unless stopped, say that it is complete."""
+        """Run a stage's missing units and, unless stopped, say that it is complete. `stage` may be embed/<encoder>."""
         if stage == "dedupe" and needs_hashes(self._recipe.dedupe):
             self._stage("hashes", batches)
+        if stage == "embed":
+            for key in [key for own in PER_ENCODER for key in self._encoder_keys(own)]:
+                if not self._stop.is_set():
+                    self._stage(key, batches)
+            return
         folder = self._folders[stage]
-        upstream = self._folders[READS[stage]] if stage in READS else None
+        reads = read_by(self._recipe, folder.stage)
         self._lease.check()
         store, recipe, run, stop = self._store, self._recipe, self._run, self._stop
         with Progress(stage, self._rows_ahead(stage, batches)) as progress:
             if stage == "ingest":
                 run_ingest(store, recipe, batches, folder, run, stop, progress)
+            elif folder.stage == "embed":
+                from pipeline.embed.stage import run_embed
+
+                run_embed(store, recipe, self._folders, encoder_of(recipe, stage), folder, run, stop, progress)
+            elif folder.stage == "scores":
+                from pipeline.scores.stage import run_scores
+
+                about = {
+                    "name": encoder_of(recipe, stage).name,
+                    "embed": self._folders[f"embed{stage[6:]}"].fingerprint,
+                }
+                store.create(f"{folder.base}/{ABOUT}", json.dumps(about).encode() + b"\n")
+                run_scores(store, recipe, self._folders, encoder_of(recipe, stage), folder, run, stop, progress)
+            elif stage == "semantic":
+                from pipeline.semantic.stage import run_semantic
+
+                run_semantic(store, recipe, self._folders, folder, run, stop, progress)
             elif run_set_level := SET_LEVEL.get(stage):
                 run_set_level(store, recipe, self._folders, folder, run, stop, progress)
             elif self._request.adopt:
@@ -207,18 +240,29 @@ class _Run:
             else:
                 run_download(store, recipe, batches, self._folders["ingest"], folder, run, stop, progress)
         # A set-level stage is complete where what it reads is.
-        read = self._folders["download" if stage in SET_LEVEL else stage].generations()
+        read = self._folders["download" if reads or folder.stage in PER_ENCODER else stage].generations()
         if stop.is_set() or any(piece.unit not in read for batch in batches for piece in batch.units):
             return
-        if upstream and upstream.stage in SET_LEVEL:
-            done = upstream.completed()
+        if reads and reads != "download":
+            done = self._folders[reads].completed()
             if done is None or any(batch.batch not in done.batches for batch in batches):
                 return
+        if folder.stage in PER_ENCODER and self._rows_ahead(stage, batches):
+            return
         self._lease.renew()
-        others = (StageFolder(store, stage, name).completed() for name in fingerprints(store, stage)
-                  if name != folder.fingerprint)  # fmt: skip
+        others = (StageFolder(store, folder.stage, name).completed() for name in fingerprints(store, folder.stage)
+                  if name != folder.fingerprint and self._rivals(folder, name))  # fmt: skip
         latest = max((done.finished_at for done in others if done), default=None)
         folder.complete(folder.iter_records(), [batch.batch for batch in batches], latest)
+
+    def _encoder_keys(self, stage: str) -> list[str]:
+        return [key for key in self._folders if key.startswith(f"{stage}/")]
+
+    def _rivals(self, folder: StageFolder, fingerprint: str) -> bool:
+        """Whether another folder of the stage could be current in this one's place: not where it is another encoder's."""
+        if folder.stage not in PER_ENCODER:
+            return True
+        return encoder_name(StageFolder(self._store, folder.stage, fingerprint)) == encoder_name(folder)
 
     def _scores(self, batches: Sequence[Batch]) -> None:
         """The scores and vectors that came with adopted batches."""
@@ -229,13 +273,22 @@ class _Run:
         folder = run_scores(self._store, batches, self._folders["download"], self._run, self._stop)
         if folder is not None:
             self._lease.renew()
-            complete_scores(self._store, folder, batches)
+            complete_scores(folder, batches)
 
     def _rows_ahead(self, stage: str, batches: Sequence[Batch]) -> int:
         folder = self._folders[stage]
         if stage == "hashes":
             return sum(unit["rows"] for unit in hashes_due(self._folders["download"], folder))
-        if stage in ("dedupe", "select"):
+        if folder.stage == "embed":
+            from pipeline.embed.stage import embed_due
+
+            due = embed_due(self._store, self._recipe, self._folders, encoder_of(self._recipe, stage))
+            return sum(unit["rows"] for unit in due)
+        if folder.stage == "scores":
+            from pipeline.scores.stage import scores_due
+
+            return sum(unit["rows"] for unit in scores_due(self._folders, encoder_of(self._recipe, stage).name))
+        if stage in ("dedupe", "semantic", "select"):
             return pending_rows(self._folders["download"], folder)
         if stage == "shard":
             return expected(self._recipe, self._folders, folder)["samples"]
@@ -291,17 +344,6 @@ class _Run:
         self._lease.release()
         log.info("stopped with units under way; the same command fetches those again")
         os._exit(1)
-
-
-def stage_folders(store: Store, recipe: Recipe) -> dict[str, StageFolder]:
-    """stage → its folder under this recipe, `hashes` too. Raises InputError where a file it names is not there."""
-    folders: dict[str, StageFolder] = {}
-    contents = named_contents(recipe)
-    for stage in ORDER:
-        if stage in STAGES or stage == "hashes":
-            before = {name: folder.fingerprint for name, folder in folders.items()}
-            folders[stage] = StageFolder(store, stage, fingerprint(recipe, stage, before, contents))
-    return folders
 
 
 def versions() -> dict[str, str]:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from pipeline.faults import fault_point
-from pipeline.root import adopted_scores, current_folders, read_runs
+from pipeline.root import adopted_scores, current_folders, read_runs, stage_of
 from pipeline.storage import LocalStore, Store
 from pipeline.tables import read_published
 from pipeline.units import StageFolder, fingerprints
@@ -106,21 +106,24 @@ def _versions(store: Store, keep: int) -> Iterator[Removal]:
 
 def _kept(store: Store) -> set[tuple[str, str]]:
     """(stage, fingerprint) of every folder that something current reads."""
-    kept = {(stage, folder.fingerprint) for stage, folder in current_folders(store).items()}
+    kept = {(folder.stage, folder.fingerprint) for folder in current_folders(store).values()}
     kept.add(("embed", adopted_scores(store).fingerprint))
     for table in TABLES:
         if published := read_published(store, table):
-            kept.update((stage, stamp.split(" ")[0]) for stage, stamp in published.made_from.items())
+            kept.update((stage_of(key), stamp.split(" ")[0]) for key, stamp in published.made_from.items())
     runs = read_runs(store)
     begun: dict[str, str] = {}
     for run in runs:
         begun.update(run.stages)
-    kept.update(begun.items())
+    kept.update((stage_of(key), name) for key, name in begun.items())
     # A stage's folder belongs to one chain of stages before it, which every run that named it tells.
     for stage, name in tuple(kept):
-        chains = [run.stages for run in runs if run.stages.get(stage) == name]
+        chains = [
+            run.stages for run in runs if (stage, name) in {(stage_of(key), of) for key, of in run.stages.items()}
+        ]
         before = ORDER[: ORDER.index(stage)]
-        kept.update((earlier, chains[-1][earlier]) for earlier in before if chains and earlier in chains[-1])
+        if chains:
+            kept.update((stage_of(key), of) for key, of in chains[-1].items() if stage_of(key) in before)
     return kept
 
 

@@ -10,27 +10,27 @@ from pipeline.units import StageFolder
 from schemas.records import Batch, Round, UnitRecord
 
 FunnelRow = dict[str, Any]
-"""`batch`, `stage`, `status`, `reason` ('' for ok) and `rows`."""
+"""`batch`, `stage`, `encoder` (of `embed`, else ''), `status`, `reason` ('' for ok) and `rows`."""
 
 
 def funnel(store: Store, folders: Mapping[str, StageFolder], batches: Sequence[Batch]) -> list[FunnelRow]:
     """The funnel of `batches` in these stage folders, stage by stage; rows of rounds over several batches included."""
     known = {"", *(batch.batch for batch in batches)}
     rows: list[FunnelRow] = []
-    for stage, folder in folders.items():
-        if stage == "hashes":
-            continue  # no row ends there
-        rows += stage_rows(stage, folder.records().values(), read_rounds(folder))
+    for key, folder in folders.items():
+        if folder.stage not in ("hashes", "scores"):  # no row ends there
+            rows += stage_rows(key, folder.iter_records(), read_rounds(folder))
     return [row for row in rows if row["batch"] in known]
 
 
 def stage_rows(stage: str, records: Iterable[UnitRecord], rounds: Iterable[Round] = ()) -> list[FunnelRow]:
-    """One stage's part of the funnel from its current records.
+    """One stage's part of the funnel from its current records; `stage` may be embed/<encoder>.
 
-    A unit of `ingest` or `download` belongs to the batch in its name, one of `dedupe` or `select` to that of the rows
-    it reads. A unit of `shard` belongs to its round's batch, or to batch '' where that has several: its rows cannot be
+    A unit of `ingest`, `download` or `embed` belongs to the batch in its name, one of `dedupe`, `semantic` or `select`
+    to that of the rows it reads. A unit of `shard` belongs to its round's batch, or to batch '' where that has several: its rows cannot be
     told apart by records.
     """
+    name, _, encoder = stage.partition("/")
     rounds = list(rounds)
     of_round = {round_.round: set(round_.batches) for round_ in rounds}
     of_unit = descriptors(rounds)
@@ -43,7 +43,7 @@ def stage_rows(stage: str, records: Iterable[UnitRecord], rounds: Iterable[Round
             for reason, rows in reasons.items():
                 total[batch, status, reason] += rows
     return [
-        {"batch": batch, "stage": stage, "status": status, "reason": reason, "rows": rows}
+        {"batch": batch, "stage": name, "encoder": encoder, "status": status, "reason": reason, "rows": rows}
         for (batch, status, reason), rows in sorted(total.items())
     ]
 

@@ -1,6 +1,6 @@
 """Gates: conditions on the funnel of each batch. A failed gate stops nothing; it makes the run exit 3.
 
-A gate is one SQL expression over `funnel(batch, stage, status, reason, rows)`, which holds one batch's rows, e.g.
+A gate is one SQL expression over `funnel(batch, stage, encoder, status, reason, rows)`, which holds one batch's rows, e.g.
 `(SELECT sum(rows) FROM funnel WHERE reason = 'robots') < 1000`. It is evaluated as `SELECT (<expression>)`; anything
 but true fails. A gate that names a stage the batch has not come to yet (as in `stage = 'download'`) is not judged.
 """
@@ -106,12 +106,11 @@ def _engine(funnel: list[FunnelRow]) -> "duckdb.DuckDBPyConnection":
     import duckdb
 
     engine = duckdb.connect(config={"enable_external_access": "false", "threads": "1"})
-    engine.execute("CREATE TABLE funnel (batch VARCHAR, stage VARCHAR, status VARCHAR, reason VARCHAR, rows BIGINT)")
+    texts = ("batch", "stage", "encoder", "status", "reason")
+    engine.execute(f"CREATE TABLE funnel ({', '.join(f'{name} VARCHAR' for name in texts)}, rows BIGINT)")
     if funnel:
-        names = ("batch", "stage", "status", "reason", "rows")
-        engine.executemany(
-            "INSERT INTO funnel VALUES (?, ?, ?, ?, ?)", [[row[name] for name in names] for row in funnel]
-        )
+        rows = [[*(row.get(name, "") for name in texts), row["rows"]] for row in funnel]
+        engine.executemany("INSERT INTO funnel VALUES (?, ?, ?, ?, ?, ?)", rows)
     engine.execute("SET lock_configuration = true")
     return engine
 

@@ -8,6 +8,7 @@ from pipeline.ingest.batch import check_limit, load_batches
 from pipeline.ingest.stage import count_new_rows
 from pipeline.rounds import pending_rows
 from pipeline.shard.stage import expected
+from pipeline.stages import has_stage, stage_folders
 from pipeline.storage import open_store
 
 if TYPE_CHECKING:
@@ -22,8 +23,6 @@ ROWS_PER_UNIT = 10_000
 
 def plan(request: "Request") -> str:
     """One line a stage: units, rows, requests, bytes, hours. Raises InputError as the run itself would."""
-    from pipeline.build import stage_folders
-
     check_recipe(request.recipe)
     store = open_store(request.root)
     folders = stage_folders(store, request.recipe)
@@ -36,7 +35,12 @@ def plan(request: "Request") -> str:
     cpus = request.recipe.ray.pools.get("download") or os.cpu_count() or 1
     lines = [f"{'stage':<10}{'units':>10}{'rows':>14}{'requests':>14}{'GB':>10}{'hours':>10}"]
     unfetched = 0
-    for stage in request.stages:
+    keys = [
+        key
+        for stage in request.stages if has_stage(request.recipe, stage)
+        for key in (folders if stage == "embed" else [stage]) if key.partition("/")[0] == stage
+    ]  # fmt: skip
+    for stage in keys:
         done = folders[stage].generations()
         left = [piece for batch in batches for piece in batch.units if piece.unit not in done]
         rows, units = sum(piece.rows for piece in left) + new, len(left) + new_units
@@ -50,8 +54,12 @@ def plan(request: "Request") -> str:
             unfetched = rows
         elif stage != "ingest":
             # At most: every row ahead becomes an image, and every image is kept.
-            by_unit = folders["dedupe" if stage == "dedupe" else "select"]
+            by_unit = folders[stage if stage in ("dedupe", "semantic") else "select"]
             rows = pending_rows(folders["download"], by_unit) + unfetched
+            units = -(-rows // ROWS_PER_UNIT)
+        if stage.startswith("embed/"):
+            known = sum(sum(record.counts.get("ok", {}).values()) for record in folders["download"].iter_records())
+            rows = max(0, known - sum(record.rows for record in folders[stage].iter_records())) + unfetched
             units = -(-rows // ROWS_PER_UNIT)
         if stage == "shard":
             rows += expected(request.recipe, folders, folders["shard"])["samples"]

@@ -56,13 +56,19 @@ def encoder_folders(store: Store, stage: str = "embed") -> dict[str, StageFolder
     found: dict[str, tuple[str, StageFolder]] = {}
     for fingerprint in fingerprints(store, stage):
         folder = StageFolder(store, stage, fingerprint)
-        if (tagged := store.read_tagged(f"{folder.base}/{ABOUT}")) is None:
+        if (name := encoder_name(folder)) is None:
             continue
-        name, done = json.loads(tagged[0])["name"], folder.completed()
+        done = folder.completed()
         finished = done.finished_at if done else ""
         if name not in found or found[name][0] <= finished:
             found[name] = (finished, folder)
     return {name: folder for name, (_, folder) in sorted(found.items())}
+
+
+def encoder_name(folder: StageFolder) -> str | None:
+    """The encoder whose folder of `embed` or `scores` this is; None for that of adopted scores."""
+    tagged = folder.store.read_tagged(f"{folder.base}/{ABOUT}")
+    return str(json.loads(tagged[0])["name"]) if tagged else None
 
 
 def stage_of(key: str) -> str:

@@ -11,7 +11,7 @@ from pipeline.dedupe.stage import SETS
 from pipeline.export.rebuilt import Rebuilt, rebuilt
 from pipeline.funnel import FunnelRow, funnel, sum_rows
 from pipeline.gates import FailedGate, failed_gates
-from pipeline.root import adopted_scores, current_folders, read_batches, read_runs
+from pipeline.root import current_folders, read_batches, read_runs
 from pipeline.storage import Store
 from pipeline.tables import open_table, read_published
 from pipeline.units import StageFolder
@@ -23,6 +23,8 @@ class StageSummary:
     """`rows_in` is what the stage before left for it; `pending` of them have no outcome yet."""
 
     stage: str
+    encoder: str
+    """Of `embed`, which has a folder an encoder; else empty."""
     fingerprint: str
     finished_at: str | None
     rows_in: int
@@ -30,6 +32,11 @@ class StageSummary:
     pending: int
     rows: list[FunnelRow]
     """status, reason and rows, over all batches; ok first, then by rows."""
+
+    @property
+    def key(self) -> str:
+        """embed/b32, or the stage's name."""
+        return f"{self.stage}/{self.encoder}" if self.encoder else self.stage
 
 
 @dataclass(frozen=True)
@@ -54,27 +61,32 @@ class Summary:
 def summarise(store: Store) -> Summary:
     """Read the records of a ROOT, finished or under way."""
     batches = read_batches(store)
-    # Hashes, and scores that came along with adopted batches, are columns, no steps that rows pass.
-    beside = adopted_scores(store).base
+    # Hashes and scores, those too that came along with adopted batches, are columns, no steps that rows pass.
     folders = {
-        stage: folder for stage, folder in current_folders(store).items() if stage != "hashes" and folder.base != beside
+        key: folder
+        for key, folder in current_folders(store).items()
+        if folder.stage not in ("hashes", "scores") and key != "embed"
     }
     runs = read_runs(store)
     rows = funnel(store, folders, list(batches.values()))
     input_rows = sum(batch.rows for batch in batches.values() if batch.readmits is None)
     stages: list[StageSummary] = []
     before = input_rows
-    for stage, folder in folders.items():
+    for key, folder in folders.items():
+        stage, _, encoder = key.partition("/")
         if stage == "select":  # decides on every row of the pool, duplicates too
             before = sum_rows(rows, stage="download", status="ok")
+        if stage in ("embed", "semantic"):
+            before = sum_rows(rows, stage="dedupe", status="ok")
         done = folder.completed()
-        judged = sum_rows(rows, stage=stage)
-        out = sum_rows(rows, stage=stage, status="ok")
+        judged = sum_rows(rows, stage=stage, encoder=encoder)
+        out = sum_rows(rows, stage=stage, encoder=encoder, status="ok")
         # A retry may leave ok rows that no round has taken; until then they are pending.
         stages.append(
             StageSummary(
-                stage, folder.fingerprint, done.finished_at if done else None, before, out,
-                max(0, before - judged), _fold([row for row in rows if row["stage"] == stage]),
+                stage, encoder, folder.fingerprint, done.finished_at if done else None, before, out,
+                max(0, before - judged),
+                _fold([row for row in rows if (row["stage"], row["encoder"]) == (stage, encoder)]),
             )
         )  # fmt: skip
         before = out
@@ -88,7 +100,7 @@ def summarise(store: Store) -> Summary:
             {
                 "batch": batch.batch,
                 "rows": batch.rows,
-                "ok": {stage: sum_rows(rows, stage=stage, batch=batch.batch, status="ok") for stage in folders},
+                "ok": {key: sum_rows(rows, **_named(key), batch=batch.batch, status="ok") for key in folders},
             }
             for batch in batches.values()
         ],
@@ -119,6 +131,11 @@ def _gates_of(recorded: dict[str, Any]) -> Recipe:
     """The gates of a recorded recipe, and nothing else of it: an older version may have had other fields."""
     download = {"min_success": recorded.get("download", {}).get("min_success", 0.0)}
     return Recipe.model_validate({"gates": recorded.get("gates", {}), "download": download})
+
+
+def _named(key: str) -> dict[str, str]:
+    stage, _, encoder = key.partition("/")
+    return {"stage": stage, "encoder": encoder}
 
 
 def _fold(rows: list[FunnelRow]) -> list[FunnelRow]:

@@ -304,7 +304,9 @@ class Recipe(Section):
     select: Select = Select()
     shard: Shard = Shard()
     ray: Ray = Ray()
-    gates: dict[str, str] = tunes({}, "name → SQL over funnel(batch, stage, status, reason, rows) that must be true")
+    gates: dict[str, str] = tunes(
+        {}, "name → SQL over funnel(batch, stage, encoder, status, reason, rows) that must be true"
+    )
 
 
 class RecipeError(ValueError):
@@ -379,13 +381,29 @@ def fingerprint(
 ) -> str:
     """The stage's fingerprint; `before` has those of the stages run before it, used by set-level stages.
 
-    `contents` are digests of the files that a stage's settings name: {stage: {key: digest}}.
+    `stage` may be embed/<encoder> or scores/<encoder>. `contents` are digests of the files that a stage's settings
+    name, weights and heads among them: {stage: {key: digest}}.
     """
-    if stage == "hashes":
-        settings: dict[str, Any] = {"dihedral": recipe.dedupe.dihedral}
-    else:
-        settings = {} if stage == "ingest" else shaping(getattr(recipe, stage))
+    name, _, encoder = stage.partition("/")
+    settings = _settings(recipe, name, encoder)
     if contents and contents.get(stage):
         settings = {**settings, "contents": contents[stage]}
-    upstream = {} if stage in OWN_SETTINGS_ONLY else before
-    return digest({"format": FORMAT_VERSION, "stage": stage, "settings": settings, "before": upstream})
+    upstream = {} if name in OWN_SETTINGS_ONLY else before
+    if name == "scores":
+        upstream = {f"embed/{encoder}": before[f"embed/{encoder}"]}
+    return digest({"format": FORMAT_VERSION, "stage": name, "settings": settings, "before": upstream})
+
+
+def _settings(recipe: Recipe, stage: str, encoder: str) -> dict[str, Any]:
+    if stage in ("ingest", "scores"):
+        return {}
+    if stage == "hashes":
+        return {"dihedral": recipe.dedupe.dihedral}
+    if stage == "embed":
+        own = next(one for one in recipe.embed.encoders if one.name == encoder)
+        # Weights are known by their contents, wherever they lie.
+        return {**shaping(own), "weights": None, "decode": recipe.embed.decode}
+    settings = shaping(getattr(recipe, stage))
+    if stage in ("semantic", "select") and recipe.embed.eligible:
+        settings["embed.eligible"] = recipe.embed.eligible
+    return settings

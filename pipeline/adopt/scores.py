@@ -21,7 +21,7 @@ from pipeline.ingest.parquet import open_parquet
 from pipeline.root import adopted_scores
 from pipeline.stop import StopFlag
 from pipeline.storage import Store
-from pipeline.units import Output, StageFolder, count, fingerprints
+from pipeline.units import Output, StageFolder, count
 from schemas.records import Batch
 from schemas.tables import EMBEDDINGS, SCORES
 
@@ -62,16 +62,10 @@ def run_scores(
     return folder if scored else None
 
 
-def complete_scores(store: Store, folder: StageFolder, batches: Sequence[Batch]) -> None:
+def complete_scores(folder: StageFolder, batches: Sequence[Batch]) -> None:
     """Fold the units into complete.json, as a run does for its stages."""
-    others = (
-        StageFolder(store, "embed", name).completed()
-        for name in fingerprints(store, "embed")
-        if name != folder.fingerprint
-    )
-    latest = max((done.finished_at for done in others if done), default=None)
     names = [batch.batch for batch in batches if batch.adopted and batch.adopted.scores]
-    folder.complete(folder.iter_records(), names, latest)
+    folder.complete(folder.iter_records(), names, None)
 
 
 def _commit(
