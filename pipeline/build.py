@@ -157,10 +157,8 @@ class _Run:
         if stage in ("semantic", "select"):
             for key in self._encoder_keys("scores"):
                 if rows := self._rows_ahead(key, []):
-                    raise InputError(
-                        f"output {self._store.uri}: {rows:,} rows have no scores of {encoder_of(self._recipe, key).name}"
-                        " yet; run jobs.embed or jobs.build first"
-                    )
+                    told = f"{rows:,} rows have no scores of {encoder_of(self._recipe, key).name} yet"
+                    raise InputError(f"output {self._store.uri}: {told}; run jobs.embed or jobs.build first")
 
     def _connect_ahead(self, batches: Sequence[Batch]) -> None:
         """Where rows will be fetched, Ray starts while they are ingested."""
@@ -259,7 +257,7 @@ class _Run:
         return [key for key in self._folders if key.startswith(f"{stage}/")]
 
     def _rivals(self, folder: StageFolder, fingerprint: str) -> bool:
-        """Whether another folder of the stage could be current in this one's place: not where it is another encoder's."""
+        """Whether another folder of the stage could be current in this one's place: no other encoder's could."""
         if folder.stage not in PER_ENCODER:
             return True
         return encoder_name(StageFolder(self._store, folder.stage, fingerprint)) == encoder_name(folder)

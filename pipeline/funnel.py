@@ -27,8 +27,8 @@ def stage_rows(stage: str, records: Iterable[UnitRecord], rounds: Iterable[Round
     """One stage's part of the funnel from its current records; `stage` may be embed/<encoder>.
 
     A unit of `ingest`, `download` or `embed` belongs to the batch in its name, one of `dedupe`, `semantic` or `select`
-    to that of the rows it reads. A unit of `shard` belongs to its round's batch, or to batch '' where that has several: its rows cannot be
-    told apart by records.
+    to that of the rows it reads. A unit of `shard` belongs to its round's batch, or to batch '' where that has several:
+    its rows cannot be told apart by records.
     """
     name, _, encoder = stage.partition("/")
     rounds = list(rounds)

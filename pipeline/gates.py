@@ -1,8 +1,8 @@
 """Gates: conditions on the funnel of each batch. A failed gate stops nothing; it makes the run exit 3.
 
-A gate is one SQL expression over `funnel(batch, stage, encoder, status, reason, rows)`, which holds one batch's rows, e.g.
-`(SELECT sum(rows) FROM funnel WHERE reason = 'robots') < 1000`. It is evaluated as `SELECT (<expression>)`; anything
-but true fails. A gate that names a stage the batch has not come to yet (as in `stage = 'download'`) is not judged.
+A gate is one SQL expression over `funnel(batch, stage, encoder, status, reason, rows)`, which holds one batch's rows,
+e.g. `(SELECT sum(rows) FROM funnel WHERE reason = 'robots') < 1000`. It is evaluated as `SELECT (<expression>)`;
+anything but true fails. A gate that names a stage the batch has not come to yet (as in `stage = 'download'`) is not judged.
 """
 
 import json
