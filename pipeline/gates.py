@@ -2,7 +2,8 @@
 
 A gate is one SQL expression over `funnel(batch, stage, encoder, status, reason, rows)`, which holds one batch's rows,
 e.g. `(SELECT sum(rows) FROM funnel WHERE reason = 'robots') < 1000`. It is evaluated as `SELECT (<expression>)`;
-anything but true fails. A gate that names a stage the batch has not come to yet (as in `stage = 'download'`) is not judged.
+anything but true fails. A gate that names a stage the batch has not come to yet (as in `stage = 'download'`) is not
+judged.
 """
 
 import json
