@@ -1,44 +1,19 @@
-"""Decontamination: pool images that are in an evaluation set, by equal bytes and by PDQ.
+"""Decontamination: pool images that are in an evaluation set (sets.py), by equal bytes and by PDQ.
 
-A set is a folder of images or tars, one tar, or a table (.parquet, .csv) with a column `sha256`, `pdq` (64 hex digits)
-or both. What is found is a lower bound of the overlap: PDQ does not see through crops of more than 1 or 2%, collages or
+What is found is a lower bound of the overlap: PDQ does not see through crops of more than 1 or 2%, collages or
 redrawing, nor, unless `dihedral` is set, through rotations and mirror images; tests/benchmarks/recall.py has numbers.
 """
 
-import hashlib
-import logging
-import tarfile
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pacsv
-import pyarrow.parquet as pq
 
 from pipeline.dedupe.find import fixed, hexadecimal, valid
-from pipeline.dedupe.hashes import COLOUR_BYTES, FORMS, PDQ_BYTES, hash_image, turned_colours
+from pipeline.dedupe.hashes import COLOUR_BYTES, FORMS, PDQ_BYTES, turned_colours
 from pipeline.dedupe.search import MIN_QUALITY, RADIUS, Index, deal, distances, matches, same_colours
-from pipeline.errors import InputError
-from pipeline.images.errors import ImageError
-from pipeline.images.sniff import sniff
 
-ITEMS: Final = pa.schema(
-    [
-        ("eval_set", pa.string()),
-        ("eval_item", pa.string()),
-        ("sha256", pa.binary(32)),
-        ("pdq", pa.binary(PDQ_BYTES)),
-        ("pdq_quality", pa.int32()),
-        ("colour", pa.binary(COLOUR_BYTES)),
-        ("pdq_forms", pa.binary((FORMS - 1) * PDQ_BYTES)),
-    ]
-)
-"""Items of evaluation sets. `eval_item`: the path within the folder or tar (`shard.tar/member`), or the row of a table
-(its column `eval_item` or `uid`, else its number from 0). A table of hashes has no `colour`: nothing is asked of it."""
 OVERLAPS: Final = pa.schema(
     [
         ("eval_set", pa.string()),
@@ -48,127 +23,6 @@ OVERLAPS: Final = pa.schema(
         ("distance", pa.int32()),
     ]
 )
-
-_AT_ONCE: Final = 256
-_log = logging.getLogger(__name__)
-
-
-def load_sets(against: Mapping[str, str], dihedral: bool = False) -> pa.Table:
-    """The items of all sets (name → local path), sorted by set and item; schema ITEMS.
-
-    `dihedral`: with the hashes of their rotations and reflections. Raises InputError for a path that cannot be read as
-    a set, or that holds no item.
-    """
-    parts = [ITEMS.empty_table()]
-    for name, place in sorted(against.items()):
-        path = Path(place)
-        if path.suffix in (".parquet", ".csv") and path.is_file():
-            items = _hash_table(name, path)
-        elif path.is_dir() or tarfile_at(path):
-            items = _images(name, path, dihedral)
-        else:
-            raise InputError(f"dedupe.against.{name}: {place} is no folder, tar, .parquet or .csv file")
-        if not len(items):
-            raise InputError(f"dedupe.against.{name}: {place} holds no image and no hash")
-        parts.append(items.sort_by("eval_item"))
-    return pa.concat_tables(parts).combine_chunks()
-
-
-def tarfile_at(path: Path) -> bool:
-    return path.is_file() and tarfile.is_tarfile(path)
-
-
-def _images(name: str, path: Path, dihedral: bool) -> pa.Table:
-    lines: list[dict[str, Any]] = []
-    with ThreadPoolExecutor() as pool:
-        files = _files(path)
-        while some := [file for file, _ in zip(files, range(_AT_ONCE), strict=False)]:
-            lines += pool.map(lambda file: _item(name, file[0], file[1], dihedral), some)
-    unread = sum(line["pdq"] is None for line in lines)
-    if unread:
-        _log.warning("against %s: %d of %d images cannot be decoded; compared by bytes alone", name, unread, len(lines))
-    return pa.Table.from_pylist(lines, schema=ITEMS)
-
-
-def _files(path: Path) -> Iterator[tuple[str, bytes]]:
-    """(item, bytes) of each file below a folder, or member of a tar, that starts as an image does."""
-    if path.is_file():
-        yield from _members(path, "")
-        return
-    for file in sorted(path.rglob("*")):
-        item = file.relative_to(path).as_posix()
-        if file.suffix == ".tar":
-            yield from _members(file, f"{item}/")
-        elif file.is_file() and sniff(data := file.read_bytes()):
-            yield item, data
-
-
-def _members(path: Path, prefix: str) -> Iterator[tuple[str, bytes]]:
-    try:
-        with tarfile.open(path) as archive:
-            for member in archive:
-                stream = archive.extractfile(member) if member.isfile() else None
-                if stream and sniff(data := stream.read()):
-                    yield f"{prefix}{member.name}", data
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise InputError(f"dedupe.against: {path} cannot be read to its end ({error}); make the tar again") from None
-
-
-def _item(name: str, item: str, data: bytes, dihedral: bool) -> dict[str, Any]:
-    line: dict[str, Any] = {"eval_set": name, "eval_item": item, "sha256": hashlib.sha256(data).digest(), "pdq": None}
-    try:
-        made = hash_image(data, dihedral)
-    except ImageError:
-        return line
-    forms = bytes.fromhex(made.pdq_forms) if made.pdq_forms else None
-    return line | {
-        "pdq": bytes.fromhex(made.pdq),
-        "pdq_quality": made.quality,
-        "colour": bytes.fromhex(made.colour),
-        "pdq_forms": forms,
-    }
-
-
-def _hash_table(name: str, path: Path) -> pa.Table:
-    try:
-        table = pq.read_table(path) if path.suffix == ".parquet" else _csv(path)
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"dedupe.against.{name}: {path} cannot be read: {str(error).splitlines()[0]}") from None
-    if not {"sha256", "pdq"} & set(table.column_names):
-        raise InputError(f"dedupe.against.{name}: {path} needs a column sha256 or pdq, has {table.column_names}")
-    count = len(table)
-    named = next((column for column in ("eval_item", "uid") if column in table.column_names), None)
-    columns = {
-        "eval_set": pa.array([name] * count, pa.string()),
-        "eval_item": table[named].cast(pa.string()) if named else pa.array([f"{row:08d}" for row in range(count)]),
-        "sha256": _digests(name, path, table, "sha256", 32),
-        "pdq": _digests(name, path, table, "pdq", PDQ_BYTES),
-        "pdq_quality": table["pdq_quality"].cast(pa.int32()) if "pdq_quality" in table.column_names else [100] * count,
-        "colour": pa.nulls(count, ITEMS.field("colour").type),
-        "pdq_forms": pa.nulls(count, ITEMS.field("pdq_forms").type),
-    }
-    return pa.table(columns, schema=ITEMS)
-
-
-def _csv(path: Path) -> pa.Table:
-    text = pacsv.ConvertOptions(column_types={"sha256": pa.string(), "pdq": pa.string(), "uid": pa.string()})
-    return pacsv.read_csv(path, convert_options=text)
-
-
-def _digests(name: str, path: Path, table: pa.Table, column: str, width: int) -> pa.Array:
-    values = table[column].to_pylist() if column in table.column_names else [None] * len(table)
-    made = []
-    for row, value in enumerate(values):
-        try:
-            digest = bytes.fromhex(value) if value else None
-        except (ValueError, TypeError):
-            digest = b""
-        if digest is not None and len(digest) != width:
-            raise InputError(
-                f"dedupe.against.{name}: {path}, row {row}: {column} {value!r} is not {2 * width} hex digits"
-            )
-        made.append(digest)
-    return pa.array(made, pa.binary(width))
 
 
 def find_overlaps(rows: pa.Table, sets: pa.Table, radius: int = RADIUS) -> pa.Table:

@@ -28,8 +28,8 @@ COLOUR_BYTES: Final = GRID * GRID * 3
 FORMS: Final = 8
 """Rotations and reflections of a square; form 0 is the image itself."""
 
-_MAX_FRAMES: Final = Download().max_frames
-_WHITE: Final = (255, 255, 255)
+MAX_FRAMES: Final = Download().max_frames
+WHITE: Final = (255, 255, 255)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +49,8 @@ class ImageHashes:
 
 def hash_image(data: bytes, dihedral: bool = False) -> ImageHashes:
     """Hashes of a pool image, or of any image in an allowed format. Raises ImageError where it cannot be decoded."""
-    header = read_header(data, _MAX_FRAMES)
-    pixels, _ = decode(data, header, (SIDE, SIDE), _WHITE)
+    header = read_header(data, MAX_FRAMES)
+    pixels, _ = decode(data, header, (SIDE, SIDE), WHITE)
     return hash_pixels(orient(pixels, header.orientation or orientation(load(header.exif))), dihedral)
 
 
