@@ -12,7 +12,7 @@ from functools import partial
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.root import read_runs
+from pipeline.root import read_runs, stage_of
 from pipeline.rounds import descriptors, read_rounds
 from pipeline.storage import Store
 from pipeline.verify.keys import Keys
@@ -20,7 +20,7 @@ from pipeline.verify.ordered import ordered
 from pipeline.verify.report import Report
 from pipeline.verify.state import Folder, State
 from pipeline.verify.units import UnitTables, present
-from schemas.recipe import Dedupe
+from schemas.recipe import PER_ENCODER, Dedupe, Semantic
 from schemas.records import RunRecord, UnitRecord
 
 DUPLICATES = ("uid", "dup_of", "level", "distance", "group_id")
@@ -75,7 +75,7 @@ _DECIDED = (
         FROM {_DECISIONS} WHERE kept IS DISTINCT FROM (dropped_by IS NULL)""",
     f"""SELECT format('uid {{}} is {{}}, but the decision says dropped_by {{}}', uid,
                       CASE WHEN d.uid IS NULL THEN 'no duplicate' ELSE 'a duplicate' END, coalesce(dropped_by, 'null'))
-        FROM {_DECISIONS} c LEFT JOIN (FROM duplicates WHERE folder = $dedupe) d USING (uid)
+        FROM {_DECISIONS} c LEFT JOIN (FROM duplicates WHERE folder IN ($dedupe, $semantic)) d USING (uid)
         WHERE (d.uid IS NOT NULL) <> (dropped_by IS NOT DISTINCT FROM 'duplicate')
               AND dropped_by IS DISTINCT FROM 'retracted'""",
 )
@@ -106,6 +106,12 @@ class Curated:
     dedupe: Folder | None
     select: Folder | None
     settings: Dedupe
+    semantic: Folder | None
+    compared: Semantic
+    """What `semantic` was asked for."""
+    embed: dict[str, Folder]
+    """encoder → its folder"""
+    scores: dict[str, Folder]
 
 
 def made_from(state: State, shard_made_from: dict[str, str]) -> Curated | None:
@@ -122,21 +128,31 @@ def made_from(state: State, shard_made_from: dict[str, str]) -> Curated | None:
             stages = run.stages
             break
     folders = {folder.base: folder for folder in state.folders}
-    found = {stage: folders.get(f"{stage}/{name}") for stage, name in stages.items()}
+    found = {stage: folders.get(f"{stage_of(stage)}/{name}") for stage, name in stages.items()}
     if found.get("dedupe") is None or found.get("download") is None:
         return None
     run = run_of("dedupe", stages["dedupe"])
     settings = Dedupe.model_validate(run.recipe["dedupe"]) if run else Dedupe()
+    by_encoder = {
+        stage: {
+            key.partition("/")[2]: folder for key, folder in found.items() if folder and key.startswith(f"{stage}/")
+        }
+        for stage in PER_ENCODER
+    }
+    asked = run_of("semantic", stages.get("semantic", ""))
+    compared = Semantic.model_validate(asked.recipe["semantic"]) if asked else Semantic()
     return Curated(
-        f"download/{stages['download']}", found.get("hashes"), found["dedupe"], found.get("select"), settings
-    )
+        f"download/{stages['download']}", found.get("hashes"), found["dedupe"], found.get("select"), settings,
+        found.get("semantic"), compared, by_encoder["embed"], by_encoder["scores"],
+    )  # fmt: skip
 
 
 def check_curated(state: State, made: Curated, report: Report, keys: Keys, pool: ThreadPoolExecutor) -> None:
     """Read the tables of dedupe, select and hashes, and prove them against each other and the outcomes."""
     rows, files = report.check(1, "tables agree with their records"), report.check(4, "recorded files are there, whole")
     for folder, table, columns in (
-        (made.hashes, "hashes", HASHES), (made.dedupe, "duplicates", DUPLICATES), (made.select, "decisions", DECISIONS)
+        (made.hashes, "hashes", HASHES), (made.dedupe, "duplicates", DUPLICATES),
+        (made.semantic, "duplicates", DUPLICATES), (made.select, "decisions", DECISIONS),
     ):  # fmt: skip
         if folder is None:
             continue
@@ -157,7 +173,10 @@ def check_curated(state: State, made: Curated, report: Report, keys: Keys, pool:
     if made.hashes:
         keys.run(report.check(1, "hashes of ok rows"), _HASHED, "SELECT count(*) FROM hashes", values)
     if made.select:
-        values = {"source": made.download, "folder": made.select.base, "dedupe": values["folder"]}
+        values = {
+            "source": made.download, "folder": made.select.base, "dedupe": values["folder"],
+            "semantic": made.semantic.base if made.semantic else "",
+        }  # fmt: skip
         check = report.check(1, "ok rows have one decision each")
         keys.run(check, _DECIDED, f"SELECT count(*) FROM {_DECISIONS}", values)
 

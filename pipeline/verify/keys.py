@@ -26,6 +26,8 @@ CREATE TABLE outcomes (uid VARCHAR, folder VARCHAR, unit VARCHAR, generation INT
                        sha256 VARCHAR, text_key UBIGINT);
 CREATE TABLE hashes (uid VARCHAR, pdq VARCHAR);
 CREATE TABLE duplicates (uid VARCHAR, dup_of VARCHAR, level VARCHAR, distance DOUBLE, group_id VARCHAR, folder VARCHAR);
+CREATE TABLE embeddings (uid VARCHAR, status VARCHAR, clip_score FLOAT, folder VARCHAR);
+CREATE TABLE scores (uid VARCHAR, clip_score FLOAT, folder VARCHAR);
 CREATE TABLE decisions (uid VARCHAR, kept BOOLEAN, dropped_by VARCHAR, unit VARCHAR, folder VARCHAR);
 CREATE TABLE read (unit VARCHAR, generation INT, folder VARCHAR);
 CREATE TABLE samples (uid VARCHAR, key VARCHAR, shard VARCHAR, caption VARCHAR);
@@ -38,6 +40,8 @@ COLUMNS = {
     "outcomes": ("uid", "folder", "unit", "generation", "pool_sha256", "sha256", "text"),
     "hashes": ("uid", "pdq"),
     "duplicates": ("uid", "dup_of", "level", "distance", "group_id", "folder"),
+    "embeddings": ("uid", "status", "clip_score", "folder"),
+    "scores": ("uid", "clip_score", "folder"),
     "decisions": ("uid", "kept", "dropped_by", "unit", "folder"),
     "read": ("unit", "generation", "folder"),
     "samples": ("uid", "key", "shard", "caption"),

@@ -12,6 +12,7 @@ from pipeline.verify.adopted import check_images, check_tars, tars_of
 from pipeline.verify.curated import check_chosen, check_curated
 from pipeline.verify.curated import made_from as curated_from
 from pipeline.verify.dataset import check_index, check_members, made_from, read_samples, shard_name
+from pipeline.verify.embedded import check_embedded
 from pipeline.verify.files import check_hash, check_pool, check_size, chosen
 from pipeline.verify.keys import Keys
 from pipeline.verify.ordered import THREADS, ordered
@@ -61,6 +62,7 @@ def verify(store: Store, share: float = 1.0) -> Report:
         keys.check_witnesses(report.check(3, "duplicates have a witness that stayed"))
         if made:
             check_curated(state, made, report, keys, pool)
+            check_embedded(store, made, report, keys, pool, share)
         if shard:
             _dataset(state, shard, report, keys, pool, share, hashed, source)
             if made:
