@@ -1,6 +1,5 @@
 """Everything about a request that can be refused in its first second, before anything is made."""
 
-import hashlib
 import re
 import ssl
 from collections.abc import Callable, Collection
@@ -14,16 +13,15 @@ from pipeline.download.blocklist import Blocklist
 from pipeline.errors import InputError
 from pipeline.gates import check_gates
 from pipeline.ingest.prefilter import Prefilter
-from pipeline.metadata import COSINE, TEXT_COUNT, schema_of
+from pipeline.metadata import COSINE, TEXT_COUNT, schema_of, score_columns
 from pipeline.rules import Rules
 from pipeline.select.decide import RESERVED
-from pipeline.storage import holder
-from pipeline.units import measure
-from schemas.recipe import Recipe, digest
+from pipeline.storage import content_tag
+from schemas.recipe import Recipe
 
 PDQ_RADIUS = 31
 LATER = (
-    "embed.encoders", "embed.heads", "embed.eligible", "semantic.encoder", "select.image_based", "select.top",
+    "select.image_based", "select.top",
     "select.balance", "select.weight", "shard.mode",
 )  # fmt: skip
 """Keys of what does not exist yet."""
@@ -41,6 +39,7 @@ def check_recipe(recipe: Recipe) -> None:
     if "*" not in kept:  # with all columns kept, their names are known once the input is read
         Prefilter(recipe.ingest.prefilter, kept)
     _check_download(recipe)
+    _check_encoders(recipe)
     _check_curation(recipe)
 
 
@@ -51,7 +50,9 @@ def check_rules(recipe: Recipe, kept: Collection[str], scores: Collection[str]) 
     """
     schema = schema_of(kept, scores)
     Rules(recipe.dedupe.eligible, schema, "dedupe.eligible")
-    Rules(recipe.select.rules, schema.append(TEXT_COUNT), "select.rules")
+    Rules(recipe.embed.eligible, schema, "embed.eligible")
+    whole = schema_of(kept, dict.fromkeys([*scores, *score_columns(recipe.embed)]))
+    Rules(recipe.select.rules, whole.append(TEXT_COUNT), "select.rules")
     numbers = [field.name for field in schema if pa.types.is_integer(field.type) or pa.types.is_floating(field.type)]
     for name in recipe.dedupe.rank:
         if name != "uid" and name not in numbers:
@@ -60,27 +61,56 @@ def check_rules(recipe: Recipe, kept: Collection[str], scores: Collection[str]) 
 
 
 def named_contents(recipe: Recipe) -> dict[str, dict[str, str]]:
-    """Digests of the files that settings name and results depend on: {stage: {key: digest}}. Raises InputError."""
+    """Digests of the files and folders that settings name and results depend on: {stage: {key: digest}}.
+
+    What lies on a disk is read whole. Raises InputError.
+    """
     contents: dict[str, dict[str, str]] = {"dedupe": {}, "select": {}}
     for name, path in recipe.dedupe.against.items():
         contents["dedupe"][f"against.{name}"] = _content(path, f"recipe dedupe.against.{name}")
+    for encoder in recipe.embed.encoders:
+        # Only recipes with encoders need what these import.
+        from pipeline.encoders.identity import identify
+        from pipeline.scores.stage import heads_of
+
+        contents[f"embed/{encoder.name}"] = {"weights": identify(encoder).digest}
+        contents[f"scores/{encoder.name}"] = heads_of(recipe, encoder)
     if recipe.select.uids:
         contents["select"]["uids"] = _content(recipe.select.uids, "recipe select.uids")
     return contents
 
 
 def _content(path: str, place: str) -> str:
-    """sha256 of a file's bytes; of a folder's the names and sizes of its files, wherever it lies."""
     try:
-        if "://" not in path and Path(path).is_dir():
-            files = sorted(file for file in Path(path).rglob("*") if file.is_file())
-            return digest([[str(file.relative_to(path)), file.stat().st_size] for file in files])
-        if "://" not in path:
-            return measure(Path(path))[1]
-        store, name = holder(path)
-        return hashlib.sha256(store.read(name)).hexdigest()
+        return content_tag(path)
     except OSError as error:
         raise InputError(f"{place}: {path} cannot be read: {error.strerror or error}") from None
+
+
+def check_adopted(recipe: Recipe, scores: Collection[str]) -> None:
+    """Raises InputError where an encoder has the name of one whose scores came with an adopted batch."""
+    for encoder in recipe.embed.encoders:
+        if f"{COSINE}{encoder.name}" in scores:
+            raise InputError(
+                f"recipe embed.encoders: {encoder.name} is the name of scores that came with an adopted batch;"
+                " choose another"
+            )
+
+
+def _check_encoders(recipe: Recipe) -> None:
+    names = [encoder.name for encoder in recipe.embed.encoders]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError(f"recipe embed.encoders: {twice[0]} is the name of two")
+    if recipe.embed.heads and not names:
+        raise InputError("recipe embed.heads: heads need an encoder; give embed.encoders")
+    asked = {"semantic.encoder": recipe.semantic.encoder}
+    if recipe.select.image_based:
+        asked["select.image_based.encoder"] = recipe.select.image_based.encoder
+    for key, name in asked.items():
+        if name is not None and name not in names:
+            raise InputError(f"recipe {key}: {name} is none of embed.encoders; there are {', '.join(names) or 'none'}")
+    if recipe.semantic.overlap_eps is not None and not (names and recipe.dedupe.against):
+        raise InputError("recipe semantic.overlap_eps: needs the sets of dedupe.against, and semantic.encoder")
 
 
 def _check_curation(recipe: Recipe) -> None:

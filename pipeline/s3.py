@@ -70,8 +70,16 @@ class S3Bucket:
         return self._ask(read, _GONE | {"InvalidRange"})
 
     def size(self, key: str) -> int | None:
-        answer = self._ask(partial(self._client.head_object, Bucket=self.name, Key=key), _GONE)
+        answer = self._head(key)
         return answer["ContentLength"] if answer else None
+
+    def tag(self, key: str) -> str | None:
+        """The object's ETag."""
+        answer = self._head(key)
+        return answer["ETag"] if answer else None
+
+    def _head(self, key: str) -> Any:
+        return self._ask(partial(self._client.head_object, Bucket=self.name, Key=key), _GONE)
 
     def put(self, key: str, data: bytes, if_none_match: str | None = None, if_match: str | None = None) -> bool:
         """False where the condition does not hold (412), also after a try of ours whose reply was lost."""
@@ -140,9 +148,13 @@ class S3Bucket:
             } if page.get("IsTruncated") else None  # fmt: skip
 
     def list(self, prefix: str) -> Iterator[tuple[str, int]]:
+        return ((key, size) for key, size, _ in self.list_tagged(prefix))
+
+    def list_tagged(self, prefix: str) -> Iterator[tuple[str, int, str]]:
+        """(key, size, ETag) of every object below a prefix."""
         for page in self._pages(Prefix=prefix):
             for item in page.get("Contents", []):
-                yield item["Key"], item["Size"]
+                yield item["Key"], item["Size"], item["ETag"]
 
     def folders(self, prefix: str) -> Iterator[str]:
         for page in self._pages(Prefix=prefix, Delimiter="/"):

@@ -1,15 +1,18 @@
 """A ROOT's files, on a local disk or in S3: whole files under final names, and records created exclusively."""
 
 import contextlib
+import errno
 import fcntl
 import functools
 import hashlib
+import json
 import os
 import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, Protocol
 from urllib.parse import urlsplit
@@ -17,6 +20,7 @@ from urllib.parse import urlsplit
 import pyarrow.fs as pafs
 
 from pipeline.errors import InputError, StoreError
+from pipeline.faults import fault_point
 from pipeline.liveness import started, this_process
 from pipeline.s3 import S3Bucket
 
@@ -46,8 +50,12 @@ class Store(Protocol):
     def publish(self, local: Path, path: str) -> None:
         """Move a finished local file to its final name: fsync and rename, or one PUT or completed multipart."""
 
-    def create(self, path: str, data: bytes) -> bool:
-        """Create the file if there is none. True if it now holds `data` by our doing or an earlier try of ours."""
+    def create(self, path: str, data: bytes, check: Callable[[], None] | None = None) -> bool:
+        """Create the file if there is none. True if it now holds `data` by our doing or an earlier try of ours.
+
+        `check` is called last before that; what it raises leaves no file. On a disk there is none either, but a
+        FileNotFoundError, where scratch is cleared after the check.
+        """
 
     def replace(self, path: str, data: bytes) -> None:
         """Write the file atomically, whatever was there."""
@@ -57,6 +65,12 @@ class Store(Protocol):
 
     def files(self, prefix: str) -> Iterator[Entry]:
         """Every file below the folder `prefix` ("" for all), in no order; nothing where there is no such folder."""
+
+    def tag(self, path: str) -> str | None:
+        """The file's ETag, or None where there is no file. On a disk it is the sha256 of the bytes: all are read."""
+
+    def tags(self) -> Iterator[tuple[str, str]]:
+        """(path, ETag) of every file, in no order."""
 
     def folders(self, prefix: str) -> list[str]:
         """Names of the folders directly below `prefix`, sorted."""
@@ -105,6 +119,26 @@ def _folder(uri: str) -> Store:
     return open_store(uri)
 
 
+def find_place(place: str) -> tuple[Store, str]:
+    """A store for what a user names by path or URI: of a folder, and "", or of the file's folder, and its name."""
+    place = (place if "://" in place else str(Path(place).absolute())).rstrip("/")
+    folder = open_store(place)
+    is_folder = folder.root.is_dir() if isinstance(folder, LocalStore) else next(folder.files(""), None) is not None
+    return (folder, "") if is_folder else holder(place)
+
+
+def content_tag(place: str) -> str:
+    """What changes with the names and content of a file or folder: its ETag, or the digest of those of its files.
+
+    On a disk every byte is read, in S3 none. Raises FileNotFoundError.
+    """
+    store, name = find_place(place)
+    tag = store.tag(name) if name else hashlib.sha256(json.dumps(sorted(store.tags())).encode()).hexdigest()
+    if tag is None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), place)
+    return tag
+
+
 def open_store(uri: str) -> Store:
     """A store for a local path or `s3://bucket/prefix`. Raises InputError for another scheme."""
     scheme = urlsplit(uri).scheme if "://" in uri else ""
@@ -150,10 +184,13 @@ class LocalStore:
         else:
             _rename(local, target)
 
-    def create(self, path: str, data: bytes) -> bool:
+    def create(self, path: str, data: bytes, check: Callable[[], None] | None = None) -> bool:
         target = self.root / path
         _make(target.parent)
-        with self._written(data) as temporary:
+        with self._written(data, in_scratch=check is not None) as temporary:
+            if check is not None:
+                check()
+                fault_point("after-check")
             try:
                 os.link(temporary, target)
             except FileExistsError:
@@ -191,6 +228,20 @@ class LocalStore:
                         continue
                     with contextlib.suppress(FileNotFoundError):
                         yield Entry(entry.path[cut:], entry.stat().st_size)
+
+    def tag(self, path: str) -> str | None:
+        try:
+            with (self.root / path).open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except FileNotFoundError:
+            return None
+
+    def tags(self) -> Iterator[tuple[str, str]]:
+        paths = [path for path, _ in self.files("")]
+        with ThreadPoolExecutor() as pool:
+            for path, tag in zip(paths, pool.map(self.tag, paths), strict=True):
+                if tag is not None:
+                    yield path, tag
 
     def folders(self, prefix: str) -> list[str]:
         try:
@@ -273,8 +324,14 @@ class LocalStore:
             path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
-    def _written(self, data: bytes) -> Iterator[Path]:
-        with self._temporary() as path:
+    def _written(self, data: bytes, in_scratch: bool = False) -> Iterator[Path]:
+        """A file with the data; `in_scratch` in a folder of its own there, which is cleared whatever its age."""
+        with contextlib.ExitStack() as stack:
+            if in_scratch:
+                path = self.scratch() / "data"
+                stack.callback(shutil.rmtree, path.parent, ignore_errors=True)
+            else:
+                path = stack.enter_context(self._temporary())
             with path.open("wb") as file:
                 file.write(data)
                 file.flush()
@@ -330,8 +387,10 @@ class S3Store:
         self._bucket.upload(local, self._key(path))
         local.unlink()
 
-    def create(self, path: str, data: bytes) -> bool:
+    def create(self, path: str, data: bytes, check: Callable[[], None] | None = None) -> bool:
         key = self._key(path)
+        if check is not None:
+            check()
         if self._bucket.put(key, data, if_none_match="*"):
             return True
         found = self._bucket.get(key)
@@ -347,10 +406,19 @@ class S3Store:
         return found is not None and found[0] == data
 
     def files(self, prefix: str) -> Iterator[Entry]:
+        return (entry for entry, _ in self._listed(prefix))
+
+    def tag(self, path: str) -> str | None:
+        return self._bucket.tag(self._key(path))
+
+    def tags(self) -> Iterator[tuple[str, str]]:
+        return ((entry.path, tag) for entry, tag in self._listed(""))
+
+    def _listed(self, prefix: str) -> Iterator[tuple[Entry, str]]:
         cut = len(self._prefix) + 1 if self._prefix else 0
-        for key, size in self._bucket.list(self._folder(prefix)):
+        for key, size, tag in self._bucket.list_tagged(self._folder(prefix)):
             if not key.endswith("/"):  # consoles mark empty folders with such objects
-                yield Entry(key[cut:], size)
+                yield Entry(key[cut:], size), tag
 
     def folders(self, prefix: str) -> list[str]:
         return sorted(self._bucket.folders(self._folder(prefix)))

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from pipeline.cluster import connect, pool_size
 from pipeline.dedupe import against, find, search
 from pipeline.dedupe.rows import ByUid, Gather, Keys, as_keys, unhex
+from pipeline.dedupe.sets import load_sets
 from pipeline.dedupe.spread import best_neighbours_on_ray
 from pipeline.dedupe.stage import SETS, needs_hashes
 from pipeline.dedupe.witness import Search
@@ -75,7 +76,7 @@ class Decision:
         settings = self._settings
         if not settings.against:
             return against.OVERLAPS.empty_table()
-        sets = against.load_sets(settings.against, settings.dihedral)
+        sets = load_sets(settings.against, settings.dihedral)
         items = {entry["values"]: entry["counts"] for entry in sets["eval_set"].value_counts().to_pylist()}
         self._store.replace(f"{self._folder.base}/{SETS}", json.dumps(items, sort_keys=True).encode() + b"\n")
         return against.find_overlaps(rows, sets, find.pdq_radius(settings) or search.RADIUS)

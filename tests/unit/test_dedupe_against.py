@@ -12,9 +12,10 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.dedupe.against import find_overlaps, held, load_sets
+from pipeline.dedupe.against import find_overlaps, held
 from pipeline.dedupe.find import ROWS
 from pipeline.dedupe.hashes import hash_image
+from pipeline.dedupe.sets import load_sets
 from pipeline.errors import InputError
 from tests.benchmarks.recall import jpeg, picture
 from tests.unit.test_dedupe_find import row, uid
