@@ -1,0 +1,107 @@
+"""The scores of an encoder's pairs: its cosines and what heads make of its image vectors, as columns.
+
+embed/<fp>/ (a unit and generation at a time)  →  table `scores` of scores/<fp>/, in the unit of the same name
+
+The folder is one of an encoder and its heads: `encoder.json` says which, and `heads/` has the heads themselves, so that
+scores can be made again from what lies beside them. A changed head gives a new folder and embeds nothing.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+
+from pipeline.errors import InputError, StoreError
+from pipeline.heads.head import Head, Spec, read_tensors, written
+from pipeline.heads.labels import zero_shot
+from pipeline.heads.recipe import Named, content, heads_of, named_heads, weights_of
+from pipeline.root import ABOUT
+from pipeline.runner import Pass, Result, Unit, UnitWorker, run_here, run_units
+from pipeline.stop import StopFlag
+from pipeline.storage import Store
+from pipeline.units import StageFolder
+from schemas.recipe import Encoder, Recipe
+
+__all__ = ["heads_of", "run_scores", "scores_due"]
+
+FEW = 2_000_000
+"""Rows whose cosines alone are copied in this process: sooner than workers start."""
+FEW_HEADED = 200_000
+"""The same where heads read the vectors."""
+
+
+def scores_due(embed: StageFolder, folder: StageFolder) -> list[Unit]:
+    """Descriptors of the embed units whose current generation has no scores yet."""
+    done = folder.generations()
+    return [
+        {"unit": unit, "generation": generation, "rows": embed.record(unit, generation).rows}
+        for unit, generation in sorted(embed.generations().items())
+        if done.get(unit, -1) < generation
+    ]
+
+
+def run_scores(
+    store: Store, recipe: Recipe, folders: Mapping[str, StageFolder], encoder: Encoder, folder: StageFolder, run: str,
+    stop: StopFlag, report: Callable[[Result], None],
+) -> None:  # fmt: skip
+    """Score every unit of `embed/<encoder>` that has a newer generation than its scores."""
+    embed = folders[f"embed/{encoder.name}"]
+    due = scores_due(embed, folder)
+    if not due:
+        return
+    heads = named_heads(recipe, encoder)
+    _begin(embed, folder, encoder, heads)
+    failed: list[str] = []
+
+    def heard(result: Result) -> None:
+        if result["state"] == "failed":
+            failed.append(f"scores unit {result['unit']}: {result['error']}")
+        else:
+            report(result)
+
+    uri, upstream, own = store.uri, embed.fingerprint, folder.fingerprint
+
+    def make() -> UnitWorker:
+        from pipeline.scores.worker import ScoreWorker
+
+        return ScoreWorker(uri, upstream, own, run)
+
+    if sum(unit["rows"] for unit in due) < (FEW_HEADED if heads else FEW):
+        run_here(make, due, stop, heard)
+    else:
+        run_units(recipe, Pass("scores", make), [[unit] for unit in due], stop, heard)
+    if failed:
+        raise StoreError(failed[0] + (f" (and {len(failed) - 1} more units)" if len(failed) > 1 else ""))
+
+
+def _begin(embed: StageFolder, folder: StageFolder, encoder: Encoder, heads: list[Named]) -> None:
+    """Put the heads beside what they will score, and then say whose folder it is. Raises InputError."""
+    store = folder.store
+    if store.size(f"{folder.base}/{ABOUT}") is not None:
+        return
+    about = json.loads(store.read(f"{embed.base}/{ABOUT}"))
+    for named in heads:
+        path = f"{folder.base}/heads/{named.key}"
+        if store.size(f"{path}.json") is not None:
+            continue
+        head = _head(named, encoder)
+        place = f"recipe embed.heads.{named.key}: {named.path}"
+        if head.spec.layers[0] != about["dim"]:
+            raise InputError(f"{place} reads {head.spec.layers[0]} numbers, {encoder.name} gives {about['dim']}")
+        spec, tensors = written(head)
+        store.replace(f"{path}.safetensors", tensors)
+        store.replace(f"{path}.json", spec)
+    digests = {named.key: named.digest for named in heads}
+    own = {
+        "name": encoder.name, "weights_sha256": about["weights_sha256"], "embed": embed.fingerprint, "heads": digests
+    }  # fmt: skip
+    store.create(f"{folder.base}/{ABOUT}", json.dumps(own, indent=1).encode() + b"\n")
+
+
+def _head(named: Named, encoder: Encoder) -> Head:
+    place = f"recipe embed.heads.{named.key}"
+    if isinstance(named.what, Spec):
+        path = weights_of(named.path)
+        return read_tensors(named.what, content(path, place), f"{place}: {path}")
+    # Only labels need a tower, and with it torch.
+    from pipeline.encoders.load import load
+
+    return zero_shot(named.what, named.key, load(encoder))
