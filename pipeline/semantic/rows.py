@@ -48,7 +48,8 @@ class Rows:
         first, later = self.table.slice(0, self.standing), self.table.slice(self.standing)
         order = np.concatenate([rank_order(first, RANK), self.standing + rank_order(later, RANK)])
         eligible = np.asarray(self.table["eligible"].to_numpy())
-        return order[eligible[order]]
+        chosen: Index = order[eligible[order]]
+        return chosen
 
 
 class Gather:
