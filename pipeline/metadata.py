@@ -61,8 +61,11 @@ def rule_schema(store: Store, embed: Embed | None = None) -> pa.Schema:
 
 
 def score_columns(embed: Embed) -> list[str]:
-    """Columns of scores that the recipe's encoders and heads make, `clip_score` aside."""
-    return [*(f"{COSINE}{name}" for name in sorted(encoder.name for encoder in embed.encoders)), *sorted(embed.heads)]
+    """Columns of scores that the recipe's encoders and heads make, `clip_score` aside. Raises InputError."""
+    from pipeline.heads.recipe import head_columns  # only here is needed what it imports
+
+    cosines = [f"{COSINE}{name}" for name in sorted(encoder.name for encoder in embed.encoders)]
+    return [*cosines, *(head_columns(embed) if embed.heads else [])]
 
 
 class Metadata:
