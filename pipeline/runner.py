@@ -45,6 +45,11 @@ class Pass:
     stage: str
     make: Callable[[], UnitWorker]
     concurrent: int = 1
+    actors: int | None = None
+    """Most at a time; default: the recipe's, or one for each of the cluster's CPUs."""
+    cpus: float = 1
+    gpus: float = 0
+    """What an actor asks of its node."""
 
 
 class _Actor:
@@ -116,7 +121,7 @@ class _Pool:
     ) -> None:  # fmt: skip
         ordered = sorted(lanes, key=lambda lane: -sum(unit["rows"] for unit in lane))
         self._waiting = deque(deque(lane) for lane in ordered if lane)
-        self._workers = min(pool_size(recipe, plan.stage), len(self._waiting))
+        self._workers = min(plan.actors or pool_size(recipe, plan.stage), len(self._waiting))
         self._each = 1 if alone else min(plan.concurrent, -(-len(self._waiting) // self._workers))
         self._plan, self._alone, self._stop, self._report = plan, alone, stop, report
         self._calls: dict[Any, tuple[Any, deque[Unit] | None]] = {}
@@ -160,7 +165,7 @@ class _Pool:
 
         actor = (
             ray.remote(_Actor)
-            .options(num_cpus=1, max_concurrency=self._each + 1)
+            .options(num_cpus=self._plan.cpus, num_gpus=self._plan.gpus, max_concurrency=self._each + 1)
             .remote(self._plan, self._alone, self._stop)
         )
         self._calls[actor.ready.remote()] = (actor, None)

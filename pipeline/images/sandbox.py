@@ -1,28 +1,25 @@
 """Decoding in a child process with limits, so that an image that breaks a decoder breaks nothing else.
 
-Run as `python -m pipeline.images.sandbox` the module is that child. Both sides speak frames over pipes: the sizes of a
-JSON object and of raw bytes, then both. The parent unpickles nothing: a child taken over can only lie about its image.
+Run as `python -m pipeline.images.sandbox` the module is that child. Both sides speak frames over pipes. The parent
+unpickles nothing: a child taken over can only lie about its image.
 """
 
 import contextlib
-import json
 import os
 import resource
 import signal
-import struct
 import subprocess
 import sys
 import threading
 from typing import IO, Any, Final
 
+from pipeline.frames import receive, send
 from pipeline.images.blur import parse_boxes
 from pipeline.images.errors import ImageError
 from pipeline.images.process import POISON, ImageProcessor, Processed
 from schemas.recipe import Download
 
-_SIZES: Final = struct.Struct(">II")
 _START_SECONDS: Final = 120.0
-_LARGEST_REPLY: Final = 1 << 30
 _PASSED_ON: Final = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "HOME", "TMPDIR", POISON)
 
 
@@ -104,8 +101,8 @@ class SandboxedProcessor:
         watch = threading.Timer(seconds, stop)
         watch.start()
         try:
-            _send(child.stdin, message, data)
-            return _receive(child.stdout)
+            send(child.stdin, message, data)
+            return receive(child.stdout)
         except (OSError, EOFError, ValueError):
             # ValueError: a reply that is no reply. Whatever it was, this child is done.
             code = self._end()
@@ -142,31 +139,6 @@ def _epitaph(code: int) -> str:
     return f"signal {-code}"
 
 
-def _send(pipe: IO[bytes], message: dict[str, Any], data: bytes) -> None:
-    head = json.dumps(message).encode()
-    pipe.write(_SIZES.pack(len(head), len(data)) + head)
-    pipe.write(data)
-    pipe.flush()
-
-
-def _receive(pipe: IO[bytes]) -> tuple[dict[str, Any], bytes]:
-    """Raises EOFError at the end of the pipe, ValueError for what is no frame."""
-    head_size, data_size = _SIZES.unpack(_exactly(pipe, _SIZES.size))
-    if head_size + data_size > _LARGEST_REPLY:
-        raise ValueError("frame too large")
-    message = json.loads(_exactly(pipe, head_size))
-    if not isinstance(message, dict):
-        raise ValueError("frame is no object")
-    return message, _exactly(pipe, data_size)
-
-
-def _exactly(pipe: IO[bytes], size: int) -> bytes:
-    data = pipe.read(size)
-    if len(data) < size:
-        raise EOFError
-    return data
-
-
 def _limit(memory_bytes: int) -> None:
     with open("/proc/self/statm") as statm:
         in_use = int(statm.read().split()[0]) * resource.getpagesize()
@@ -176,21 +148,21 @@ def _limit(memory_bytes: int) -> None:
 
 
 def _serve(requests: IO[bytes], replies: IO[bytes]) -> None:
-    first, _ = _receive(requests)
+    first, _ = receive(requests)
     process = ImageProcessor(Download.model_validate(first["settings"]))
     _limit(int(first["memory_bytes"]))
-    _send(replies, {}, b"")
+    send(replies, {}, b"")
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)  # nobody reads what decoders print from here on, and a full pipe would stop us
     os.dup2(silence, 2)
     with contextlib.suppress(EOFError):
         while True:
-            message, data = _receive(requests)
+            message, data = receive(requests)
             used = resource.getrusage(resource.RUSAGE_SELF)
             soft = int(used.ru_utime + used.ru_stime + float(first["seconds"])) + 1
             resource.setrlimit(resource.RLIMIT_CPU, (soft, resource.RLIM_INFINITY))
             reply, body = _one(process, data, message["boxes"])
-            _send(replies, reply, body)
+            send(replies, reply, body)
 
 
 def _one(process: ImageProcessor, data: bytes, boxes: object) -> tuple[dict[str, Any], bytes]:

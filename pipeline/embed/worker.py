@@ -1,0 +1,129 @@
+"""One encoder in one process: a unit's due rows in, a table of embeddings out."""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.embed.forward import Encoder, Forward
+from pipeline.embed.rows import DueRows, ok_uids
+from pipeline.embed.token_process import Tokenizer, TokenPool
+from pipeline.embed.vectors import embeddings, without_vectors
+from pipeline.faults import fault_point
+from pipeline.root import ABOUT
+from pipeline.rounds import open_table, table_path
+from pipeline.runner import Result, Unit
+from pipeline.shard.pool import PoolMismatchError
+from pipeline.storage import open_store
+from pipeline.units import MAX_LONE_DEATHS, Attempt, Output, StageFolder, count
+from schemas import recipe
+from schemas.records import UnitRecord
+from schemas.tables import EMBEDDINGS
+
+DECODERS_A_TOKENIZER = 8
+"""A caption is tokenised in about a tenth of the time its image is decoded in."""
+
+
+class EmbedWorker:
+    """Loads the encoder once; `run` may be called from two threads, so that one unit is written while another is
+    encoded. Close it.
+
+    Memory: the towers; the ring (forward.Forward); for each unit under way its vectors, thrice (10,000 rows of 768:
+    184 MB), and in a generation above 0 its earlier table. A decode process: two tasks of 32 images, one image decoded.
+    """
+
+    def __init__(
+        self, root: str, folders: Mapping[str, tuple[str, str]], own: str, settings: recipe.Embed,
+        encoder: recipe.Encoder, load: Callable[[str], Encoder], tokenizer: Callable[[], Tokenizer], run: str,
+        device: str = "cpu", decoders: int = 1,
+    ) -> None:  # fmt: skip
+        """`folders`: key → (stage, fingerprint) of the stages before; `own`: this encoder's fingerprint.
+
+        `load` gives the encoder on a device; `tokenizer`, called in a process of its own, what tokenises for it.
+        """
+        self._store = open_store(root)
+        self._folders = {key: StageFolder(self._store, *folder) for key, folder in folders.items()}
+        self._folder = StageFolder(self._store, "embed", own)
+        self._name, self._run = encoder.name, run
+        tokens = TokenPool(tokenizer, -(-decoders // DECODERS_A_TOKENIZER))  # it starts while the towers load
+        self._encoder = load(device)
+        scaled = settings.decode == "scaled"
+        self.forward = Forward(self._store.uri, self._encoder, device, settings.batch_size, scaled, decoders, tokens)
+        self._due, self._due_lock = DueRows(self._folders, settings.eligible), Lock()
+        about = {
+            **encoder.model_dump(), "arch": self._encoder.arch, "weights_sha256": self._encoder.weights_sha256,
+            "dim": self._encoder.dim, "decode": settings.decode,
+        }  # fmt: skip
+        self._store.create(f"{self._folder.base}/{ABOUT}", json.dumps(about, indent=1).encode() + b"\n")
+
+    def close(self) -> None:
+        self.forward.close()
+
+    def run(self, unit: Unit, alone: bool) -> Result:
+        """Embed and commit one unit; `deferred` where an earlier attempt died and this is not a lone pass.
+
+        After MAX_LONE_DEATHS the rows not embedded yet end as failed, internal.
+        """
+        name, generation = unit["unit"], unit["generation"]
+        if (record := self._folder.committed(name, generation)) is not None:
+            return {"unit": name, "state": "done", "rows": unit["rows"], "counts": record.counts}
+        attempt = self._folder.begin(name, generation, self._run, alone)
+        if attempt.suspect and not alone:
+            self._folder.withdraw(attempt)
+            return {"unit": name, "state": "deferred", "rows": 0}
+        try:
+            with self._folder.working(attempt) as scratch:
+                record, new = self._make(attempt, unit, scratch)
+        except PoolMismatchError as error:
+            return {"unit": name, "state": "failed", "rows": 0, "error": str(error)}
+        return {"unit": name, "state": "done", "rows": unit["rows"], "counts": new}
+
+    def _make(self, attempt: Attempt, unit: Unit, scratch: Path) -> tuple[UnitRecord, Any]:
+        order = ok_uids(self._folders["download"], unit["unit"], unit["download"])
+        earlier = self._earlier(attempt)
+        with self._due_lock:
+            rows = self._due.read(unit["reads"])
+        rows = rows.filter(pc.invert(pc.is_in(rows["uid"], earlier["uid"].combine_chunks())))
+        if attempt.lone_deaths < MAX_LONE_DEATHS:
+            made = self._embed(rows, attempt)
+        else:
+            detail = f"{attempt.lone_deaths} workers died at this unit"
+            made = without_vectors(rows["uid"], self._name, "internal", detail)
+        start = time.perf_counter()
+        new = count(made["status"].to_pylist(), made["reason"].to_pylist())
+        table = pa.concat_tables([earlier, made])
+        # In the order of the outcomes; rows that are no longer ok (a retraction) are left behind.
+        table = table.take(pc.drop_null(pc.index_in(order, table["uid"].combine_chunks())))
+        local = scratch / "embeddings.parquet"
+        write(table, local)
+        counts = count(table["status"].to_pylist(), table["reason"].to_pylist())
+        outputs = [Output("embeddings", local, table.num_rows)]
+        record = self._folder.commit(attempt, outputs, counts, table.num_rows, unit["input"])
+        self.forward.spent["write"] += time.perf_counter() - start
+        return record, new
+
+    def _embed(self, rows: pa.Table, attempt: Attempt) -> pa.Table:
+        made = self.forward.run(rows, lambda: fault_point("mid-embed", attempt.unit))
+        return embeddings(rows["uid"], self._name, made.image, made.text, made.failed)
+
+    def _earlier(self, attempt: Attempt) -> pa.Table:
+        """The rows of the unit's latest generation."""
+        for generation in range(attempt.generation - 1, -1, -1):
+            if (record := self._folder.committed(attempt.unit, generation)) is not None:
+                return open_table(self._folder, table_path(self._folder, record, "embeddings")).read()
+        return EMBEDDINGS.empty_table()
+
+
+def write(table: pa.Table, path: Path) -> None:
+    """Vectors as bytes of like rank side by side, which zstd takes a tenth off (as they are, nothing)."""
+    vectors = [f"{name}.list.element" for name in ("image_embedding", "text_embedding")]
+    pq.write_table(
+        table, path, compression="zstd", use_byte_stream_split=vectors,
+        use_dictionary=["encoder", "status", "reason", "detail"], write_statistics=["uid", "clip_score"],
+    )  # fmt: skip
