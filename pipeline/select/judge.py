@@ -113,11 +113,12 @@ class Judging:
         return pa.table(found)
 
     def overlaps(self, unit: Unit) -> pa.Table:
-        """The unit's overlaps with evaluation sets, of `dedupe` and `semantic`."""
-        return pa.concat_tables([
+        """The unit's overlaps with evaluation sets, of `dedupe` and `semantic`; distances are bits or cosines."""
+        found = [
             _read(folder, self._generations[stage], unit[stage], "overlaps")
             for stage, folder in self._deciders.items()
-        ])  # fmt: skip
+        ]  # fmt: skip
+        return pa.concat_tables(found, promote_options="permissive")
 
     def _named(self, unit: Unit, table: str) -> pa.Array:
         """uids of the unit's duplicates, or of those whose overlap counts."""
