@@ -111,8 +111,9 @@ class Trace:
             samples.append(sample)
             shard_units.append((base, shard_unit))
         story["samples"] = samples
-        places = [(folder.base, unit) for stage in ("ingest", "download") for folder in self._all(stage)]
-        for folder in [*self._all("dedupe"), *self._all("select")]:
+        by_unit = ("ingest", "download", "embed")
+        places = [(folder.base, unit) for stage in by_unit for folder in self._all(stage)]
+        for folder in [*self._all("dedupe"), *self._all("semantic"), *self._all("select")]:
             rounds = descriptors(read_rounds(folder)).items()
             places += [(folder.base, name) for name, described in rounds if described["reads"] == unit]
         story["runs"] = self._touched_by(pair["batch"], places + shard_units)

@@ -141,12 +141,13 @@ class _Search:
         self._found.pdq_unknown = max(0, sum(record.counts.get("ok", {}).get("", 0) for record in records) - hashed)
 
     def _duplicates(self, folder: StageFolder) -> None:
-        """Rows whose witness goes, however many levels up."""
+        """Rows whose witness goes, however many levels up. Near in embedding space is no copy: those are decided again."""
         found = self._found
+        stay = self._keep_group or folder.stage == "semantic"
         for unit in tables(folder, "duplicates", ("uid", "dup_of", "group_id")):
             for uid, dup_of, group in _rows(unit, "uid", "dup_of", "group_id"):
                 if dup_of in found.uids or group in found.uids:
-                    (found.again if self._keep_group else found.uids).add(uid)
+                    (found.again if stay else found.uids).add(uid)
                 elif dup_of in found.again:
                     found.again.add(uid)
 

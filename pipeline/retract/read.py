@@ -28,12 +28,13 @@ def every_folder(store: Store, *stages: str) -> list[StageFolder]:
     return [StageFolder(store, stage, name) for stage in stages or ORDER for name in fingerprints(store, stage)]
 
 
-def download_of(folder: StageFolder) -> StageFolder | None:
-    """The download folder that a set-level folder was made from, as the runs that used it say."""
+def upstream_of(folder: StageFolder) -> dict[str, StageFolder]:
+    """stage → the folder of `download` and `dedupe` that a set-level folder was made from, as runs that used it say."""
     for run in reversed(read_runs(folder.store)):
         if run.stages.get(folder.stage) == folder.fingerprint and "download" in run.stages:
-            return StageFolder(folder.store, "download", run.stages["download"])
-    return None
+            named = ((stage, run.stages.get(stage)) for stage in ("download", "dedupe"))
+            return {stage: StageFolder(folder.store, stage, name) for stage, name in named if name}
+    return {}
 
 
 def in_parallel(store: Store, work: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:

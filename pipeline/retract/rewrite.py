@@ -1,13 +1,14 @@
 """New generations of units without the rows that go, stage by stage, downstream first."""
 
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.ingest.judging import rejected
@@ -147,10 +148,12 @@ def download_unit(folder: StageFolder, record: UnitRecord, leaving: Leaving) -> 
     return True
 
 
-def uid_unit(folder: StageFolder, record: UnitRecord, leaving: Leaving, download: StageFolder | None) -> bool:
+def uid_unit(
+    folder: StageFolder, record: UnitRecord, leaving: Leaving, upstream: Mapping[str, StageFolder]
+) -> bool:  # fmt: skip
     """A unit whose tables have a row a `uid` (all stages but ingest, download and shard): those rows leave.
 
-    `download` is what a unit of `dedupe` reads: that table does not name the rows it kept.
+    `upstream`, by stage, is what a unit of `dedupe` or `semantic` reads: their tables do not name the rows they kept.
     """
     also_again = folder.stage in SET_LEVEL
     stale: dict[str, pa.Table] = {}
@@ -160,7 +163,7 @@ def uid_unit(folder: StageFolder, record: UnitRecord, leaving: Leaving, download
         if gone.any():
             with open_file(folder, entry) as file:
                 stale[entry.path] = file.read().filter(pa.array(~gone))
-    covered = _kept_by_dedupe(folder, record, leaving, download) if folder.stage == "dedupe" else 0
+    covered = _read_rows(folder, record, leaving, upstream) if folder.stage in ("dedupe", "semantic") else 0
     if not stale and not covered:
         return False
 
@@ -179,17 +182,25 @@ def uid_unit(folder: StageFolder, record: UnitRecord, leaving: Leaving, download
     return True
 
 
-def _kept_by_dedupe(
-    folder: StageFolder, record: UnitRecord, leaving: Leaving, download: StageFolder | None
+def _read_rows(
+    folder: StageFolder, record: UnitRecord, leaving: Leaving, upstream: Mapping[str, StageFolder]
 ) -> int:  # fmt: skip
-    """Rows that leave the unit, dropped ones among them, by the outcomes it read."""
+    """Rows that leave the unit, dropped ones among them, by the outcomes it read; those of `semantic` dedupe kept."""
     units = descriptors(read_rounds(folder))
-    if download is None or record.unit not in units:
+    if "download" not in upstream or record.unit not in units:
         return 0
     unit = units[record.unit]
-    read = download.record(unit["reads"], download.generations()[unit["reads"]])
-    outcomes = read_columns(download, next(e for e in read.files if e.table == "outcomes"), OF_OUTCOMES)
-    return int(leaving.uids(outcomes.filter(taken_rows(outcomes, unit))["uid"], also_again=True).sum())
+    outcomes = _table_of(upstream["download"], unit["reads"], "outcomes", OF_OUTCOMES)
+    uids = outcomes.filter(taken_rows(outcomes, unit))["uid"]
+    if folder.stage == "semantic":
+        dropped = _table_of(upstream["dedupe"], unit["dedupe"], "duplicates", ["uid"])["uid"]
+        uids = uids.filter(pc.invert(pc.is_in(uids, dropped.combine_chunks())))
+    return int(leaving.uids(uids, also_again=True).sum())
+
+
+def _table_of(folder: StageFolder, unit: str, table: str, columns: Iterable[str]) -> pa.Table:
+    record = folder.record(unit, folder.generations()[unit])
+    return read_columns(folder, next(entry for entry in record.files if entry.table == table), columns)
 
 
 OF_OUTCOMES = ("uid", "status", "generation")
@@ -201,7 +212,10 @@ def _recounted(
     if stage == "select":
         return counts_of(next(table for table in stale.values() if "dropped_by" in table.column_names))
     counts = {status: dict(reasons) for status, reasons in record.counts.items()}
-    if stage == "dedupe":
+    if stage == "embed":
+        vectors = next((table for table in stale.values() if "image_embedding" in table.column_names), None)
+        return counts if vectors is None else count(vectors["status"].to_pylist(), vectors["reason"].to_pylist())
+    if stage in ("dedupe", "semantic"):
         dropped = gone.get("duplicates", 0)
         _less(counts, "rejected", "duplicate", dropped)
         _less(counts, "ok", "", covered - dropped)
