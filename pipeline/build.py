@@ -17,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from pipeline.check import check_recipe, check_rules
+from pipeline.check import check_adopted, check_recipe, check_rules
 from pipeline.cluster import connect_ahead, job_id, release, shutdown
 from pipeline.dedupe.stage import FEW as FEW_HASHED
 from pipeline.dedupe.stage import hashes_due, needs_hashes, run_dedupe, run_hashes
@@ -131,6 +131,7 @@ class _Run:
         if not batches:
             raise InputError(f"output {self._store.uri}: has no batch yet; give --input")
         scores = {name for batch in batches if batch.adopted for name in batch.adopted.scores}
+        check_adopted(self._recipe, scores)
         check_rules(self._recipe, [name for batch in batches for name in batch.kept], sorted(scores))
         self._check_upstream()
         self._save()
