@@ -141,7 +141,7 @@ class _Search:
         self._found.pdq_unknown = max(0, sum(record.counts.get("ok", {}).get("", 0) for record in records) - hashed)
 
     def _duplicates(self, folder: StageFolder) -> None:
-        """Rows whose witness goes, however many levels up; those of `semantic`, near but no copies, are decided again."""
+        """Rows whose witness goes, however many levels up; those of `semantic` (near, no copies) are decided again."""
         found = self._found
         stay = self._keep_group or folder.stage == "semantic"
         for unit in tables(folder, "duplicates", ("uid", "dup_of", "group_id")):
