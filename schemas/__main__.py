@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from schemas.recipe import Recipe
 from schemas.statuses import MEANING, REASONS
-from schemas.tables import SAMPLES, TABLES
+from schemas.tables import INDEX, SAMPLES, TABLES
 
 _INTRO = """# Data dictionary
 
@@ -22,7 +22,7 @@ outcomes.
 def dictionary() -> str:
     """The data dictionary, as Markdown."""
     parts = [_INTRO]
-    for name, schema in {**TABLES, "dataset S.parquet": SAMPLES}.items():
+    for name, schema in {**TABLES, "dataset S.parquet": SAMPLES, "index S.parquet": INDEX}.items():
         parts.append(f"## {name}\n\n{_description(schema)}\n")
         rows = [f"| `{field.name}` | {_type(field.type)} | {_cell(_description(field))} |" for field in schema]
         parts.append("\n".join(["| column | type | meaning |", "| --- | --- | --- |", *rows]) + "\n")

@@ -189,7 +189,19 @@ SAMPLES: Final = _table(
     ("exif", pa.string(), "EXIF kept by download.exif, as a JSON object"),
     ("sha256", pa.string(), "sha256 of the fetched bytes"),
     ("uid", pa.string(), "the pair's uid"),
-    ("clip_score", pa.float32(), "cosine of image and text embedding; null where not embedded"),
+    ("clip_score", pa.float32(), "cosine of the pair by the first encoder by name; null where it has none"),
+    ("weight", pa.float32(), "sampling weight, as in decisions"),
+)
+
+INDEX: Final = pa.schema(
+    [
+        *SAMPLES,
+        *(
+            pa.field(name, OUTCOMES.field(name).type, metadata=OUTCOMES.field(name).metadata)
+            for name in ("pool_file", "pool_offset", "pool_size", "pool_sha256")
+        ),
+    ],
+    metadata={"description": "S.parquet where shard.mode is index: the samples, and where their images lie."},
 )
 
 TABLES: Final[dict[str, pa.Schema]] = {

@@ -1,27 +1,30 @@
 """The shard stage: survivors of the pool in, training shards out, round by round.
 
 rounds/0001.json  →  units 0001-0000000 …  →  dataset/00000.tar .parquet _stats.json  →  sizes.json, dataset.json
+
+With shard.mode index there are no tars: S.parquet says where each image lies in the pool.
 """
 
 import json
 import logging
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import closing
 from functools import partial
 from typing import Any
 
+from pipeline.attempt import attempt_unit
 from pipeline.errors import StoreError
+from pipeline.fence import Fence
 from pipeline.rounds import descriptors, open_round, read_rounds, unfinished
 from pipeline.runner import Pass, Result, Unit, run_here, run_units
 from pipeline.shard.plan import naming, next_round
-from pipeline.shard.pool import PoolMismatchError, PoolReader
+from pipeline.shard.pool import PoolReader
 from pipeline.shard.rows import RoundRows
 from pipeline.shard.writer import write_shard
 from pipeline.stop import StopFlag
 from pipeline.storage import Store, open_store
-from pipeline.units import MAX_LONE_DEATHS, StageFolder, add_counts
+from pipeline.units import MAX_LONE_DEATHS, Attempt, StageFolder, add_counts
 from schemas.recipe import FORMAT_VERSION, Recipe, digest
 from schemas.records import Counts, Round, UnitRecord
 
@@ -74,8 +77,8 @@ def _make(
         else:
             report(result)
 
-    upstream = (folders["download"].fingerprint, folders["select"].fingerprint)
-    make = partial(ShardWorker, store.uri, recipe, *upstream, folder.fingerprint, run)
+    names = {stage: one.fingerprint for stage, one in folders.items()}
+    make = partial(ShardWorker, store.uri, recipe, {**names, "shard": folder.fingerprint}, run)
     if sum(unit["rows"] for unit in units) < FEW:
         run_here(make, units, stop, heard)
     else:
@@ -102,14 +105,16 @@ def _write_index(
     if before.get("rounds") == said:
         return
     names = naming(recipe.shard)
-    suffix = {"webdataset": ".tar", "parquet": ".parquet", "files": ""}[recipe.shard.output_format]
+    form = "parquet" if recipe.shard.mode == "index" else recipe.shard.output_format
+    suffix = {"webdataset": ".tar", "parquet": ".parquet", "files": ""}[form]
     shards = (unit for item in rounds for unit in unfinished([item], committed=()))
     sizes = {f"{names.shard(unit['shard'])}{suffix}": unit["rows"] for unit in shards}
     content: dict[str, Any] = {
         "format": FORMAT_VERSION,
         "samples": sum(item["samples"] for item in said),
         "shards": len(sizes),
-        "output_format": recipe.shard.output_format,
+        "mode": recipe.shard.mode,
+        "output_format": form,
         **upstream_counts(folders["download"], folders["select"], rounds),
         "fingerprints": {stage: one.fingerprint for stage, one in folders.items()},
         "rounds": said,
@@ -140,10 +145,6 @@ def upstream_counts(download: StageFolder, select: StageFolder, rounds: Sequence
     }  # fmt: skip
 
 
-def _done(record: UnitRecord) -> Result:
-    return {"unit": record.unit, "state": "done", "rows": record.rows, "counts": record.counts}
-
-
 def _json(value: object) -> bytes:
     return json.dumps(value, indent=1).encode() + b"\n"
 
@@ -151,49 +152,39 @@ def _json(value: object) -> bytes:
 class ShardWorker:
     """Makes one shard a call from a unit's descriptor; holds the order of the windows it sorted last."""
 
-    def __init__(self, root: str, recipe: Recipe, download: str, select: str, own: str, run: str) -> None:
-        """`download`, `select`, `own`: fingerprints."""
+    def __init__(self, root: str, recipe: Recipe, fingerprints: Mapping[str, str], run: str) -> None:
+        """`fingerprints`: of every stage of the run, by the keys of its folders."""
         self._store = open_store(root)
         self._recipe = recipe
-        self._download = StageFolder(self._store, "download", download)
-        self._select = StageFolder(self._store, "select", select)
-        self._folder = StageFolder(self._store, "shard", own)
+        self._folders = {
+            stage: StageFolder(self._store, stage.partition("/")[0], name) for stage, name in fingerprints.items()
+        }
+        self._folder = StageFolder(self._store, "shard", fingerprints["shard"], Fence(self._store))
         self._run = run
         self._rounds: dict[str, RoundRows] = {}
 
     def run(self, unit: Unit, alone: bool) -> Result:
-        name: str = unit["unit"]
-        if (record := self._folder.committed(name, unit["generation"])) is not None:
-            return _done(record)
-        attempt = self._folder.begin(name, unit["generation"], self._run, alone)
-        with ExitStack() as done, ExitStack() as given_up:
-            given_up.callback(self._folder.withdraw, attempt)
-            if attempt.suspect and not alone:
-                return {"unit": name, "state": "deferred", "rows": 0}
-            if attempt.lone_deaths >= MAX_LONE_DEATHS:
-                marks = f"{self._store.uri}/{self._folder.base}/attempts/{name}.*"
-                raise StoreError(
-                    f"shard unit {name}: {attempt.lone_deaths} workers died making it alone, most likely for want of "
-                    f"memory; give the workers more, or lower shard.number_sample_per_shard, and remove {marks}"
-                )
-            # Not from `unit`: Ray Data makes arrays of the lists in what passes through it.
-            round_ = self._round(name.split("-")[0])
-            described = round_.units[name]
-            rows = round_.rows(described)
-            scratch = self._store.scratch()
-            done.callback(shutil.rmtree, scratch, ignore_errors=True)
-            pool = done.enter_context(closing(PoolReader(self._store)))
-            try:
-                outputs = write_shard(rows, described["shard"], self._recipe, pool, scratch, name)
-            except PoolMismatchError as error:
-                return {"unit": name, "state": "failed", "rows": 0, "error": str(error)}
+        return attempt_unit(self._folder, unit, self._run, alone, self._make)
+
+    def _make(self, attempt: Attempt) -> UnitRecord:
+        name = attempt.unit
+        if attempt.lone_deaths >= MAX_LONE_DEATHS:
+            marks = f"{self._store.uri}/{self._folder.base}/attempts/{name}.*"
+            raise StoreError(
+                f"shard unit {name}: {attempt.lone_deaths} workers died making it alone, most likely for want of "
+                f"memory; give the workers more, or lower shard.number_sample_per_shard, and remove {marks}"
+            )
+        # Not from the unit: Ray Data makes arrays of the lists in what passes through it.
+        round_ = self._round(name.split("-")[0])
+        described = round_.units[name]
+        rows = round_.rows(described)
+        with self._folder.working(attempt) as scratch, closing(PoolReader(self._store)) as pool:
+            outputs = write_shard(rows, described["shard"], self._recipe, pool, scratch, name)
             counts = {"ok": {"": rows.num_rows}}
-            record = self._folder.commit(attempt, outputs, counts, rows.num_rows, digest(described))
-            given_up.pop_all()
-        return _done(record)
+            return self._folder.commit(attempt, outputs, counts, rows.num_rows, digest(described))
 
     def _round(self, name: str) -> RoundRows:
         if name not in self._rounds:
             data = self._store.read(f"{self._folder.base}/rounds/{name}.json")
-            self._rounds[name] = RoundRows(self._download, self._select, Round.model_validate_json(data))
+            self._rounds[name] = RoundRows(self._folders, Round.model_validate_json(data))
         return self._rounds[name]

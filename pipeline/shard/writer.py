@@ -1,4 +1,7 @@
-"""Writes a shard in img2dataset's contract, the same bytes for the same rows: tar, parquet or files, and stats."""
+"""Writes a shard in img2dataset's contract, the same bytes for the same rows: tar, parquet or files, and stats.
+
+As an index it is S.parquet and stats alone: S.parquet says where each image lies.
+"""
 
 import json
 import tarfile
@@ -18,12 +21,12 @@ from pipeline.shard.pool import PoolMismatchError, PoolReader
 from pipeline.tar import BLOCK, TarMembers
 from pipeline.units import Output
 from schemas.recipe import Recipe
-from schemas.tables import SAMPLES
+from schemas.tables import INDEX, SAMPLES
 
-OURS = ("uid", "clip_score")
+OURS = ("uid", "clip_score", "weight")
 """Columns of S.parquet that come after img2dataset's."""
 
-RESERVED = frozenset({*SAMPLES.names, "jpg", "png", "webp"})
+RESERVED = frozenset({*INDEX.names, "jpg", "png", "webp"})
 EXTENSIONS = {"jpeg": "jpg", "png": "png", "webp": "webp", "gif": "gif", "avif": "avif"}
 
 MEMBERS = TarMembers(0o444)
@@ -40,14 +43,17 @@ def write_shard(rows: pa.Table, shard: int, recipe: Recipe, pool: PoolReader, fo
     names = naming(recipe.shard)
     name = names.shard(shard)
     keys = [names.key(shard, place) for place in range(rows.num_rows)]
-    table = samples_table(rows, keys)
+    indexed = recipe.shard.mode == "index"
+    table = samples_table(rows, keys, INDEX if indexed else SAMPLES)
     parquet = folder / f"{name}.parquet"
     form = recipe.shard.output_format
     outputs: list[Output] = []
-    if form == "parquet":
+    if indexed:
+        pq.write_table(table, parquet, compression="zstd")
+    elif form == "parquet":
         _write_parquet(table, rows, recipe.download.encode_format, pool, parquet, unit)
     else:
-        samples = _samples(table, rows, pool, unit)
+        samples = _samples(table, rows, recipe, pool, unit)
         outputs += (write_tar if form == "webdataset" else write_files)(samples, folder, name, len(keys))
         pq.write_table(table, parquet, compression="zstd")
     stats = folder / f"{name}_stats.json"
@@ -57,8 +63,11 @@ def write_shard(rows: pa.Table, shard: int, recipe: Recipe, pool: PoolReader, fo
     return outputs
 
 
-def samples_table(rows: pa.Table, keys: list[str]) -> pa.Table:
-    """S.parquet: kept input columns under their own names, img2dataset's columns in its order, then ours."""
+def samples_table(rows: pa.Table, keys: list[str], schema: pa.Schema = SAMPLES) -> pa.Table:
+    """S.parquet: kept input columns under their own names, img2dataset's columns in its order, then ours.
+
+    `schema` is SAMPLES or INDEX.
+    """
     count = rows.num_rows
     # img2dataset writes {} for an image without EXIF; readers that infer types from the first samples rely on it.
     ours: dict[str, Any] = {
@@ -66,12 +75,11 @@ def samples_table(rows: pa.Table, keys: list[str]) -> pa.Table:
         "status": pa.repeat(pa.scalar("success"), count),
         "error_message": pa.nulls(count, pa.string()),
         "exif": rows["exif"].fill_null("{}"),
-        "clip_score": pa.nulls(count, pa.float32()),
     }
     kept = [name for name in rows.column_names if name.startswith("src_")]
-    fields = [pa.field(kept_name(name), pa.string()) for name in kept] + list(SAMPLES)
+    fields = [pa.field(kept_name(name), pa.string()) for name in kept] + list(schema)
     columns = [rows[name] for name in kept]
-    columns += [ours[name] if name in ours else rows[name] for name in SAMPLES.names]
+    columns += [ours[name] if name in ours else rows[name] for name in schema.names]
     return pa.table(columns, schema=pa.schema(fields))
 
 
@@ -101,8 +109,9 @@ def _moments(column: pa.ChunkedArray) -> Iterator[datetime]:
     return (moment for moment in bounds.values() if moment is not None)
 
 
-def _samples(table: pa.Table, rows: pa.Table, pool: PoolReader, unit: str) -> Iterator[Sample]:
-    described = table.drop_columns(["clip_score"])
+def _samples(table: pa.Table, rows: pa.Table, recipe: Recipe, pool: PoolReader, unit: str) -> Iterator[Sample]:
+    # Readers that infer types from the first samples would take a score that is null there for no number.
+    described = table.drop_columns(["clip_score"] if recipe.select.weight else ["clip_score", "weight"])
     for start, images in pool.blocks(rows):
         for meta, image in zip(described.slice(start, len(images)).to_pylist(), images, strict=True):
             extension = EXTENSIONS.get(sniff(image) or "")

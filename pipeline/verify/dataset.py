@@ -3,11 +3,13 @@
 import hashlib
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.shard.pool import PoolMismatchError, PoolReader
 from pipeline.storage import Store
 from pipeline.verify.files import chosen, read_tar_or_tell
 from pipeline.verify.state import Folder, State
@@ -15,6 +17,8 @@ from schemas.records import FileEntry, UnitRecord
 
 IMAGES = ("jpg", "png", "webp", "gif", "avif")
 TEXTS = (".json", ".txt")
+PLACE = ("uid", "pool_file", "pool_offset", "pool_size", "pool_sha256")
+"""Columns of S.parquet that say where an image is, in an index."""
 
 Sample = dict[str, Any]
 """key, uid, caption, and the sha256 its image must have"""
@@ -70,7 +74,11 @@ def check_members(
         return _in_tar(store, shard, tars[0], samples, share)
     if any(entry.table == "files" for entry in record.files):
         return list(_in_files(shard, record, samples)), [], 0
-    if not chosen(shard_name(record), share):
+    whole = chosen(shard_name(record), share)
+    table = _index(store, shard, record)
+    if table is not None:
+        return list(_in_pool(store, shard, record, table, samples, whole)), [], len(samples) if whole else 0
+    if not whole:
         return [], [], 0
     return list(_in_parquet(store, shard, record, samples)), [], len(samples)
 
@@ -151,6 +159,34 @@ def _in_parquet(store: Store, shard: Folder, record: UnitRecord, samples: list[S
         for sample, image in zip(samples, images, strict=False):
             if sample["sha256"] and hashlib.sha256(image or b"").hexdigest() != sample["sha256"]:
                 yield f"{path}: the image of {sample['key']} is not the pool image of {sample['uid']}"
+
+
+def _index(store: Store, shard: Folder, record: UnitRecord) -> pa.Table | None:
+    """The places of a shard's images where it is one of an index."""
+    path = f"{shard.base}/{shard.files(record, 'samples')[0].path}"
+    filesystem, root = store.arrow()
+    with filesystem.open_input_file(f"{root}/{path}") as source:
+        file = pq.ParquetFile(source)
+        return file.read(columns=list(PLACE)) if {*PLACE} <= set(file.schema_arrow.names) else None
+
+
+def _in_pool(
+    store: Store, shard: Folder, record: UnitRecord, table: pa.Table, samples: list[Sample], whole: bool
+) -> Iterator[str]:
+    """An index: its sums are those of the outcomes and, `whole`, the pool's bytes at its places have them."""
+    path = f"{shard.base}/{shard.files(record, 'samples')[0].path}"
+    sums = dict(zip(table["uid"].to_pylist(), table["pool_sha256"].to_pylist(), strict=True))
+    wrong = [sample for sample in samples if sample["sha256"] and sums.get(sample["uid"]) != sample["sha256"]]
+    for sample in wrong:
+        yield f"{path}: the image of {sample['key']} is not the pool image of {sample['uid']}"
+    if not whole:
+        return
+    with closing(PoolReader(store)) as pool:
+        try:
+            for _ in pool.blocks(table):
+                pass
+        except PoolMismatchError as error:
+            yield f"{path}: {error}"
 
 
 def check_index(state: State, shard: Folder) -> Iterator[str]:

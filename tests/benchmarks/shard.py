@@ -50,7 +50,7 @@ def main(samples: int, root: Path) -> None:
     assert round_ is not None
     store.create(f"{folder.base}/rounds/0001.json", round_.to_bytes())
     print(f"planned {len(round_.units)} shards in {time.perf_counter() - started:.2f} s")
-    worker = ShardWorker(str(root), recipe, "d", "s", "s", "benchmark")
+    worker = ShardWorker(str(root), recipe, {"download": "d", "select": "s", "shard": "s"}, "benchmark")
     for unit in round_.units[:8]:
         started, cpu = time.perf_counter(), time.process_time()
         worker.run(dict(unit), alone=True)

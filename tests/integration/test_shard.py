@@ -103,8 +103,9 @@ def test_a_sample_is_an_image_its_json_and_its_caption_in_that_order(built: Path
 def test_the_parquet_file_says_what_the_json_members_say(built: Path) -> None:
     rows = pq.read_table(dataset(built) / "002.parquet").to_pylist()
     described = [json.loads(data) for name, data in members(dataset(built) / "002.tar") if name.endswith("json")]
-    assert [{name: value for name, value in row.items() if name != "clip_score"} for row in rows] == described
-    assert all(row["clip_score"] is None for row in rows)
+    ours = ("clip_score", "weight")
+    assert [{name: value for name, value in row.items() if name not in ours} for row in rows] == described
+    assert all((row["clip_score"], row["weight"]) == (None, 1.0) for row in rows)
 
 
 def test_dataset_json_tells_what_the_dataset_is_made_of(built: Path) -> None:
@@ -244,7 +245,7 @@ def test_a_unit_that_killed_its_lone_workers_is_an_error_with_the_way_out(tmp_pa
     pool.store.create(rounds.format("s1"), pool.store.read(rounds.format("s0")))
     for _ in range(MAX_LONE_DEATHS):
         folder.begin("0001-0000000", 0, "run", alone=True)
-    worker = ShardWorker(str(tmp_path), recipe(), "d0", "s0", "s1", "run")
+    worker = ShardWorker(str(tmp_path), recipe(), {"download": "d0", "select": "s0", "shard": "s1"}, "run")
     unit = {"unit": "0001-0000000", "generation": 0, "rows": 50}
     with pytest.raises(StoreError, match=r"5 workers died making it alone.*attempts/0001-0000000"):
         worker.run(unit, alone=True)
@@ -255,7 +256,7 @@ def test_a_unit_whose_attempt_died_waits_for_the_lone_pass(tmp_path: Path) -> No
     shard(pool)
     pool.store.delete("shard/s0/units/0001-0000001.0.json")
     before = snapshot(dataset(tmp_path))
-    worker = ShardWorker(str(tmp_path), recipe(), "d0", "s0", "s0", "second")
+    worker = ShardWorker(str(tmp_path), recipe(), {"download": "d0", "select": "s0", "shard": "s0"}, "second")
     unit = {"unit": "0001-0000001", "generation": 0, "rows": 50}
     assert worker.run(unit, alone=False)["state"] == "deferred"
     assert snapshot(dataset(tmp_path)) == before

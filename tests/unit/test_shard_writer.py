@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.shard.rows import DECIDED
 from pipeline.shard.writer import MEMBERS, kept_name, samples_table, stats_of
 from schemas.tables import OUTCOMES, SAMPLES
 from tests.pool_fixture import FETCHED
@@ -17,7 +18,9 @@ from tests.pool_fixture import FETCHED
 
 def outcomes(**columns: list[object]) -> pa.Table:
     count = len(next(iter(columns.values())))
-    schema = pa.schema([*OUTCOMES, *(pa.field(name, pa.string()) for name in columns if name.startswith("src_"))])
+    schema = pa.schema(
+        [*OUTCOMES, *DECIDED, *(pa.field(name, pa.string()) for name in columns if name.startswith("src_"))]
+    )
     return pa.Table.from_pydict({name: columns.get(name, [None] * count) for name in schema.names}, schema=schema)
 
 
