@@ -29,6 +29,10 @@ def _main(argv: list[str], stage: str | None) -> int:
         parser.add_argument(
             "--retry", metavar="REASONS", default="", help="fetch again rows that ended so: dns,timeout"
         )
+    if stage == "select":
+        parser.add_argument(
+            "--sweep", metavar="COLUMN=A,B,C", help="say what each threshold would keep, and write nothing"
+        )
     flags = parser.parse_args(argv)
     recipe = load_recipe(flags.recipe, flags.set)
     if flags.print_recipe:
@@ -36,6 +40,11 @@ def _main(argv: list[str], stage: str | None) -> int:
         return 0
     if not flags.output:
         raise InputError("--output ROOT is missing: a local path or s3://bucket/prefix")
+    if sweep := getattr(flags, "sweep", None):
+        from pipeline.select.sweep import swept
+
+        print(swept(recipe, flags.output, sweep))
+        return 0
     until = getattr(flags, "until", None) or STAGES[-1]
     retry = tuple(filter(None, getattr(flags, "retry", "").split(",")))
     for reason in retry:

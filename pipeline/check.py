@@ -5,8 +5,6 @@ import ssl
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-import pyarrow as pa
-
 from pipeline.adopt.names import HEADS
 from pipeline.download.addresses import AddressPolicy, read_hosts
 from pipeline.download.blocklist import Blocklist
@@ -16,14 +14,14 @@ from pipeline.ingest.prefilter import Prefilter
 from pipeline.metadata import COSINE, TEXT_COUNT, schema_of, score_columns
 from pipeline.rules import Rules
 from pipeline.select.decide import RESERVED
+from pipeline.select.entries import ngrams_wanted, read_entries
+from pipeline.select.top import number_columns
+from pipeline.select.weight import Weight
 from pipeline.storage import content_tag
 from schemas.recipe import Recipe
 
 PDQ_RADIUS = 31
-LATER = (
-    "select.image_based", "select.top",
-    "select.balance", "select.weight", "shard.mode",
-)  # fmt: skip
+LATER = ("shard.mode",)
 """Keys of what does not exist yet."""
 
 
@@ -51,13 +49,19 @@ def check_rules(recipe: Recipe, kept: Collection[str], scores: Collection[str]) 
     schema = schema_of(kept, scores)
     Rules(recipe.dedupe.eligible, schema, "dedupe.eligible")
     Rules(recipe.embed.eligible, schema, "embed.eligible")
-    whole = schema_of(kept, dict.fromkeys([*scores, *score_columns(recipe.embed)]))
-    Rules(recipe.select.rules, whole.append(TEXT_COUNT), "select.rules")
-    numbers = [field.name for field in schema if pa.types.is_integer(field.type) or pa.types.is_floating(field.type)]
+    numbers = number_columns(schema)
     for name in recipe.dedupe.rank:
         if name != "uid" and name not in numbers:
             known = ", ".join(numbers)
             raise InputError(f"recipe dedupe.rank: {name} is not a number of each row; there are uid, {known}")
+    whole = schema_of(kept, dict.fromkeys([*scores, *score_columns(recipe.embed)])).append(TEXT_COUNT)
+    Rules(recipe.select.rules, whole, "select.rules")
+    if recipe.select.weight is not None:
+        Weight(recipe.select.weight, whole)
+    top = recipe.select.top
+    if top and top.column not in number_columns(whole):
+        known = ", ".join(number_columns(whole))
+        raise InputError(f"recipe select.top.column: {top.column} is not a number of each row; there are {known}")
 
 
 def named_contents(recipe: Recipe) -> dict[str, dict[str, str]]:
@@ -75,8 +79,15 @@ def named_contents(recipe: Recipe) -> dict[str, dict[str, str]]:
 
         contents[f"embed/{encoder.name}"] = {"weights": identify(encoder).digest}
         contents[f"scores/{encoder.name}"] = heads_of(recipe, encoder)
-    if recipe.select.uids:
-        contents["select"]["uids"] = _content(recipe.select.uids, "recipe select.uids")
+    select = recipe.select
+    files = {
+        "uids": select.uids,
+        "image_based.reference": select.image_based and select.image_based.reference,
+        "balance.entries": select.balance and ngrams_wanted(select.balance.entries) is None and select.balance.entries,
+    }
+    for name, named in files.items():
+        if named:
+            contents["select"][name] = _content(named, f"recipe select.{name}")
     return contents
 
 
@@ -116,12 +127,19 @@ def _check_encoders(recipe: Recipe) -> None:
 def _check_curation(recipe: Recipe) -> None:
     """What can be said of dedupe and select without a ROOT: src_* columns and adopted scores are taken to be there."""
     dedupe, select = recipe.dedupe, recipe.select
-    rules = [*dedupe.eligible.values(), *select.rules.values()]
+    rules = [
+        *dedupe.eligible.values(),
+        *select.rules.values(),
+        select.weight or "",
+        select.top.column if select.top else "",
+    ]
     kept = {name for rule in rules for name in re.findall(r"\bsrc_(\w+)", rule)}
     scores = {name for rule in rules for name in re.findall(rf"\b(?:{COSINE}\w+|{'|'.join(HEADS.values())})\b", rule)}
     check_rules(recipe, sorted(kept), sorted(scores))
     if reserved := [name for name in select.rules if name.lower() in RESERVED]:
         raise InputError(f"recipe select.rules.{reserved[0]}: the name says why else a row is dropped; choose another")
+    if select.balance and ngrams_wanted(select.balance.entries) is None:
+        read_entries(select.balance.entries)
     if isinstance(select.decontaminate, list):
         for name in select.decontaminate:
             if name not in dedupe.against:

@@ -45,10 +45,10 @@ class Deciding:
 
     def __init__(
         self, store: Store, recipe: Recipe, folders: Mapping[str, StageFolder], rounds: Sequence[Round],
-        folder: StageFolder | None, scratch: Path,
+        folder: StageFolder, scratch: Path,
     ) -> None:  # fmt: skip
-        """`rounds`: those before this one, and this one. `folder`: the stage's; None where nothing is to be written.
-        `scratch` is removed by `close`."""
+        """`rounds`: those before this one, and this one. `folder`: the stage's, for what later rounds go by. `scratch`
+        is removed by `close`."""
         self._store, self._recipe, self._folder, self._scratch = store, recipe, folder, scratch
         self._settings = recipe.select
         self._units = list(descriptors(rounds[-1:]).values())
@@ -60,7 +60,13 @@ class Deciding:
         if self._settings.balance:
             self._begin_balance([round_.plan for round_ in rounds], folders)
             matcher = Matcher(self._entries)
-        self._judging = Judging(store, recipe, folders, descriptors(rounds).values(), matcher)
+        clusters = None
+        if self._settings.image_based:
+            # Only recipes that cluster need what it imports.
+            from pipeline.semantic.image_based import ClusterFilter
+
+            clusters = ClusterFilter(recipe, folders, folder, self._units)
+        self._judging = Judging(store, recipe, folders, descriptors(rounds).values(), matcher, clusters)
         self._spill = Spill(scratch)
         if plan := rounds[-1].plan:
             self._load(plan)
@@ -187,18 +193,15 @@ class Deciding:
             self._draws = Draws(self._settings.balance.seed, plan[BALANCE]["t"], table["entry"].to_pylist(), counts)
 
     def _read(self, plan: Plan) -> pa.Table:
-        assert self._folder
-        data = self._store.read(f"{self._folder.base}/{plan[BALANCE]['counts']}")
+        data = self._folder.store.read(f"{self._folder.base}/{plan[BALANCE]['counts']}")
         return pq.read_table(pa.BufferReader(data))
 
-    def _write(self) -> str | None:
+    def _write(self) -> str:
         """Write the counts, under the name of their content: who dies before the round is opened leaves them to it."""
-        if self._folder is None:
-            return None
         columns = {"entry": self._entries, "texts": self._counted, "total": self._totals}
         sink = pa.BufferOutputStream()
         pq.write_table(pa.table(columns), sink, compression="zstd")
         data = sink.getvalue().to_pybytes()
         path = f"balance/{hashlib.sha256(data).hexdigest()[:16]}.parquet"
-        self._store.create(f"{self._folder.base}/{path}", data)
+        self._folder.store.create(f"{self._folder.base}/{path}", data)
         return path

@@ -15,6 +15,7 @@
 import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import duckdb
 import numpy as np
@@ -27,7 +28,7 @@ from pipeline.metadata import TEXT_COUNT, Metadata, rule_schema
 from pipeline.rounds import open_table, table_path
 from pipeline.rules import Rules
 from pipeline.runner import Unit
-from pipeline.select.decide import CONTAMINATED, DUPLICATE, NOT_EMBEDDED, UIDS
+from pipeline.select.decide import CONTAMINATED, DUPLICATE, IMAGE_BASED, NOT_EMBEDDED, UIDS
 from pipeline.select.entries import Matcher
 from pipeline.select.text_count import TextCounts
 from pipeline.select.top import ranked_type
@@ -36,6 +37,9 @@ from pipeline.select.weight import Weight
 from pipeline.storage import Store
 from pipeline.units import StageFolder
 from schemas.recipe import Recipe
+
+if TYPE_CHECKING:
+    from pipeline.semantic.image_based import ClusterFilter
 
 DROP, PASS = "drop_", "pass_"
 VALUE, ENTRIES, WEIGHT = "value", "entries", "weight"
@@ -51,10 +55,10 @@ class Judging:
 
     def __init__(
         self, store: Store, recipe: Recipe, folders: Mapping[str, StageFolder], units: Iterable[Unit],
-        matcher: Matcher | None,
+        matcher: Matcher | None, clusters: "ClusterFilter | None",
     ) -> None:  # fmt: skip
         """`units`: descriptors of this round and those before it, whose texts are counted."""
-        self._store, self.settings, self._matcher = store, recipe.select, matcher
+        self._store, self.settings, self._matcher, self._clusters = store, recipe.select, matcher, clusters
         self._metadata = Metadata(folders)
         self._deciders = {stage: folders[stage] for stage in ("dedupe", "semantic") if stage in folders}
         self._embedded = {key: folder for key, folder in folders.items() if key.startswith("embed/")}
@@ -103,6 +107,8 @@ class Judging:
             if INPUT_UID in rows.column_names:
                 listed |= among(rows[INPUT_UID], self._uids)
             found[f"{PASS}{UIDS}"] = pa.array(listed)
+        if self._clusters:
+            found[f"{PASS}{IMAGE_BASED}"] = pa.array(self._clusters.of(unit, rows["uid"]))
         if select.top:
             values = rows[select.top.column]
             found[VALUE] = values.cast(ranked_type(values.type))

@@ -12,13 +12,16 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.check import check_recipe, check_rules
 from pipeline.errors import InputError
 from pipeline.metadata import TEXT_COUNT, rule_schema
+from pipeline.root import read_batches
 from pipeline.rounds import round_over_round
 from pipeline.rules import Rules
 from pipeline.select.deciding import Deciding
 from pipeline.select.top import number_columns
-from pipeline.storage import Store
+from pipeline.stages import stage_folders
+from pipeline.storage import LocalStore, Store, open_store
 from pipeline.units import StageFolder
 from schemas.recipe import Recipe
 
@@ -71,6 +74,19 @@ def parse_sweep(text: str) -> tuple[str, list[str]]:
     return column, thresholds
 
 
+def swept(recipe: Recipe, root: str, asked: str) -> str:
+    """What the sweep of column=a,b,c says of a ROOT. Raises InputError."""
+    column, thresholds = parse_sweep(asked)
+    store = open_store(root)
+    check_recipe(recipe)
+    batches = list(read_batches(store).values())
+    if not batches:
+        raise InputError(f"output {store.uri}: has no batch yet")
+    scores = {name for batch in batches if batch.adopted for name in batch.adopted.scores}
+    check_rules(recipe, [name for batch in batches for name in batch.kept], sorted(scores))
+    return run_sweep(store, recipe, stage_folders(store, recipe), column, thresholds).told()
+
+
 def run_sweep(
     store: Store, recipe: Recipe, folders: Mapping[str, StageFolder], column: str, thresholds: Sequence[str]
 ) -> Sweep:
@@ -89,25 +105,25 @@ def run_sweep(
     top = recipe.select.top
     if top and top.column == column:
         replaced, top = [*replaced, "top"], None
-    kept: dict[str, list[npt.NDArray[np.uint8]]] = {}
-    rows = 0
-    for threshold in thresholds:
-        tried = {name: sql for name, sql in rules.items() if name not in replaced}
-        tried["_" * (1 + max(map(len, rules), default=0))] = f'"{column}" >= {float(threshold)!r}'
-        select = recipe.select.model_copy(update={"rules": tried, "top": top})
-        scratch = Path(tempfile.mkdtemp(prefix="pairmill-sweep-"))
-        deciding = Deciding(store, recipe.model_copy(update={"select": select}), folders, [whole], None, scratch)
-        try:
-            deciding.plan()
-            for unit in whole.units:
-                flags = deciding.decide(dict(unit))[0]["kept"].to_numpy()
-                rows += len(flags) if threshold == thresholds[0] else 0
-                kept.setdefault(str(unit["unit"]), []).append(np.packbits(flags))
-        finally:
-            deciding.close()
-    both = np.zeros((len(thresholds), len(thresholds)), np.int64)
-    for bits in kept.values():
-        for one in range(len(thresholds)):
-            for other in range(len(thresholds)):
-                both[one, other] += int(np.bitwise_count(bits[one] & bits[other]).sum())
-    return Sweep(column, list(thresholds), rows, both, replaced)
+    tried = {name: sql for name, sql in rules.items() if name not in replaced}
+    extra = "_" * (1 + max(map(len, rules), default=0))  # a name that no rule has
+    kept: list[list[npt.NDArray[np.uint8]]] = []
+    with tempfile.TemporaryDirectory(prefix="pairmill-sweep-") as temporary:
+        aside = LocalStore(Path(temporary))
+        for threshold in thresholds:
+            changes = {"rules": {**tried, extra: f'"{column}" >= {float(threshold)!r}'}, "top": top}
+            tested = recipe.model_copy(update={"select": recipe.select.model_copy(update=changes)})
+            # Entries and clusters are the same for all of them: what the first leaves aside serves the others.
+            folder = StageFolder(aside, "select", "sweep")
+            deciding = Deciding(store, tested, folders, [whole], folder, aside.scratch())
+            try:
+                deciding.plan()
+                kept.append([np.packbits(deciding.decide(dict(unit))[0]["kept"].to_numpy()) for unit in whole.units])
+            finally:
+                deciding.close()
+    both = [
+        [sum(int(np.bitwise_count(a & b).sum()) for a, b in zip(one, other, strict=True)) for other in kept]
+        for one in kept
+    ]
+    rows = sum(int(str(unit["rows"])) for unit in whole.units)
+    return Sweep(column, list(thresholds), rows, np.array(both, np.int64), replaced)
