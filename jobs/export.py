@@ -1,10 +1,11 @@
-"""python -m jobs.export ROOT: the kept rows as a DataComp subset file, or as an index without pixels."""
+"""python -m jobs.export ROOT: the kept rows as a DataComp subset file, an index without pixels, or vectors."""
 
 import sys
 from collections.abc import Sequence
 
 from jobs.arguments import Parser, run_main
 from pipeline.errors import InputError
+from pipeline.export.clip_retrieval import write_clip_retrieval
 from pipeline.export.datacomp import write_datacomp_subset
 from pipeline.export.urls import write_urls
 from pipeline.root import open_root
@@ -19,18 +20,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--urls", metavar="OUT_DIR", help="uid, url, caption, sha256, sizes, scores as Parquet, with Croissant"
     )
+    parser.add_argument(
+        "--clip-retrieval", metavar="OUT_DIR", help="vectors as img_emb, text_emb and metadata, for autofaiss"
+    )
+    parser.add_argument("--encoder", metavar="NAME", help="whose vectors, where there are several encoders'")
     parser.add_argument("--name", default="pairmill-index", help="the index's name in its Croissant metadata")
     flags = parser.parse_args(argv)
 
     def export() -> int:
-        if not (flags.datacomp_subset or flags.urls):
-            raise InputError("nothing to export: give --datacomp-subset OUT.npy or --urls OUT_DIR")
+        if not (flags.datacomp_subset or flags.urls or flags.clip_retrieval):
+            raise InputError("nothing to export: give --datacomp-subset OUT.npy, --urls or --clip-retrieval OUT_DIR")
         store = open_root(flags.root)
         if flags.datacomp_subset:
             count, column = write_datacomp_subset(store, flags.datacomp_subset)
             print(f"{flags.datacomp_subset}: {count:,} uids ({column})")
         if flags.urls:
             print(f"{flags.urls}: {write_urls(store, flags.urls, flags.name):,} rows")
+        if flags.clip_retrieval:
+            made = write_clip_retrieval(store, flags.clip_retrieval, flags.encoder)
+            told = f"{made.rows:,} rows of {made.encoder} in {made.parts:,} part{'' if made.parts == 1 else 's'}"
+            left = f"; {made.left_out:,} kept rows have no vectors of it" if made.left_out else ""
+            print(f"{flags.clip_retrieval}: {told}{left}")
         return 0
 
     return run_main("pairmill export", export)

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import duckdb
 import pyarrow as pa
+import pyarrow.dataset as ds
 
 from pipeline.errors import InputError
 from pipeline.storage import Store
@@ -17,19 +18,32 @@ TABLES = ("outcomes", "decisions", "scores")
 class KeptRows:
     """Queries over the kept rows: `outcomes` and `scores` are tables of them. Joins and sorts spill to disk."""
 
-    def __init__(self, engine: duckdb.DuckDBPyConnection) -> None:
-        self._engine = engine
+    def __init__(self, engine: duckdb.DuckDBPyConnection, store: Store) -> None:
+        self._engine, self._store = engine, store
         self.columns = self._names("outcomes")
         self.encoders = [str(row[0]) for row in self._all("SELECT DISTINCT encoder FROM scores_ ORDER BY 1")]
         known = {"uid", "encoder", "clip_score", "weights_sha256"}
         self.heads = [name for name in self._names("scores_") if name not in known]
+
+    def count(self) -> int:
+        """Kept rows."""
+        (rows,) = self._all("SELECT count(*) FROM outcomes")[0]
+        assert isinstance(rows, int)
+        return rows
+
+    def add(self, name: str, paths: Sequence[str], schema: pa.Schema) -> None:
+        """Make the Parquet files at these paths, relative to ROOT, a table of that name."""
+        filesystem, root = self._store.arrow()
+        full = [f"{root}/{path}" for path in paths]
+        table = ds.dataset(full, schema=schema, format="parquet", filesystem=filesystem) if paths else None
+        self._engine.register(name, schema.empty_table() if table is None else table)
 
     def batches(self, query: str) -> Iterator[pa.RecordBatch]:
         """The query's rows, ROWS at a time."""
         yield from self._engine.sql(query).to_arrow_reader(ROWS)
 
     def with_scores(self, columns: Sequence[str]) -> str:
-        """A query of outcomes' columns, a clip_score_<encoder> an encoder and the heads, sorted by uid."""
+        """A query of outcomes' columns, a clip_score_<encoder> an encoder and the heads; outcomes is `o` in it."""
         chosen = [f'o."{name}"' for name in columns]
         joins = []
         for number, encoder in enumerate(self.encoders):
@@ -42,7 +56,7 @@ class KeptRows:
         for name in self.heads if every else []:
             values = ", ".join(f'{scores}."{name}"' for scores in every)
             chosen.append(f'coalesce({values}) AS "{name}"')
-        return f"SELECT {', '.join(chosen)} FROM outcomes o {' '.join(joins)} ORDER BY o.uid"
+        return f"SELECT {', '.join(chosen)} FROM outcomes o {' '.join(joins)}"
 
     def _names(self, table: str) -> list[str]:
         return [str(row[0]) for row in self._all(f"DESCRIBE {table}")]
@@ -64,4 +78,4 @@ def kept_rows(store: Store) -> Iterator[KeptRows]:
             engine.register(f"{table}_", open_table(store, [file.path for file in published.files], table))
         among = "AND uid IN (SELECT uid FROM decisions_ WHERE kept)" if decided else ""
         engine.execute(f"CREATE VIEW outcomes AS FROM outcomes_ WHERE status = 'ok' {among}")
-        yield KeptRows(engine)
+        yield KeptRows(engine, store)

@@ -63,7 +63,7 @@ def write_urls(store: Store, folder: str, name: str) -> int:
     folder = folder.rstrip("/")
     count = 0
     with kept_rows(store) as rows, written(f"{folder}/{INDEX}") as local:
-        batches = rows.batches(rows.with_scores(COLUMNS))
+        batches = rows.batches(f"{rows.with_scores(COLUMNS)} ORDER BY o.uid")
         first = next(batches, None)
         schema = first.schema if first is not None else pa.schema([OUTCOMES.field(name) for name in COLUMNS])
         with pq.ParquetWriter(local, schema, compression="zstd") as writer:
