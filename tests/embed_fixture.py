@@ -14,7 +14,7 @@ from pipeline.embed.stage import embed_due
 from pipeline.embed.worker import EmbedWorker
 from pipeline.encoders.preprocess import Preprocess
 from pipeline.rounds import open_table, table_path
-from pipeline.runner import Result, run_here
+from pipeline.runner import Pass, Result, run_here, run_units
 from pipeline.stop import StopFlag
 from pipeline.storage import Store
 from pipeline.units import StageFolder
@@ -67,9 +67,9 @@ ENCODER = Encoder(name="plain", weights="untrained")
 
 def embed(
     store: Store, folders: Mapping[str, StageFolder], recipe: Recipe, run: str = "run", plain: Any = None,
-    decoders: int = 2,
+    decoders: int = 2, actors: int = 0,
 ) -> list[Result]:  # fmt: skip
-    """Embed what is due in this process; returns the units' results. `folders` gets embed/plain."""
+    """Embed what is due, in this process or by actors; returns the units' results."""
     folder = folders["embed/plain"]
     due = embed_due(store, recipe, folders, ENCODER)
     results: list[Result] = []
@@ -80,8 +80,12 @@ def embed(
             EmbedWorker, store.uri, upstream, folder.fingerprint, recipe.embed, ENCODER, lambda device: encoder,
             byte_tokenizer, run, decoders=decoders,
         )  # fmt: skip
-        with closing(make()) as worker:
-            run_here(lambda: worker, due, StopFlag(store.uri, run), results.append, workers=1)
+        stop = StopFlag(store.uri, run)
+        if actors:
+            run_units(recipe, Pass("embed", make, 2, actors), [[unit] for unit in due], stop, results.append)
+        else:
+            with closing(make()) as worker:
+                run_here(lambda: worker, due, stop, results.append, workers=1)
     return results
 
 
