@@ -26,6 +26,7 @@ def tiny_clip(folder: Path, seed: int = 0) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = CLIP(**CONFIG)
+        model.logit_scale.data.fill_(3.5)  # not what an untrained model has
     save_file({name: value.contiguous() for name, value in model.state_dict().items()},
               folder / "open_clip_model.safetensors")  # fmt: skip
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": CONFIG, "preprocess_cfg": PREPROCESS}))

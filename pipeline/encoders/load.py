@@ -48,6 +48,8 @@ class LoadedEncoder:
         self.text_lengths_matter = towers.trims
         self.device = torch.device(device)
         self.dtype = _DTYPES[source.settings.dtype]
+        # As trained, whatever the towers' precision; its softmax is what zero-shot probabilities are.
+        self.logit_scale = float(towers.model.logit_scale.detach().float().exp())
         towers.model.eval().requires_grad_(False).to(device=self.device, dtype=self.dtype)
         self._towers = towers
         self._mean = torch.tensor(preprocess.mean, device=self.device).view(1, 3, 1, 1)

@@ -83,12 +83,16 @@ def load_state(model: nn.Module, state: State, place: str, weights: str) -> None
     state = convert_state_dict(model, dict(state))
     if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
         state = convert_to_custom_text_state_dict(state)
-    # Older checkpoints carry the mask and the positions, which are no weights; logits are not ours.
+    # Older checkpoints carry the mask and the positions, which are no weights.
     unread = ("attn_mask", "position_ids", "logit_scale", "logit_bias")
+    logits = {name: value for name, value in state.items() if name in unread[2:]}
     state = {name: value for name, value in state.items() if name.rsplit(".", 1)[-1] not in unread}
-    expected = {name: value for name, value in model.state_dict().items() if not name.startswith("logit_")}
-    checkpoint.check(state, expected, place, weights)
-    model.load_state_dict(state, strict=False)
+    own = model.state_dict()
+    checkpoint.check(
+        state, {name: value for name, value in own.items() if not name.startswith("logit_")}, place, weights
+    )
+    scales = {name: value.reshape(own[name].shape) for name, value in logits.items() if name in own}
+    model.load_state_dict({**state, **scales}, strict=False)
 
 
 def load_big_vision(model: nn.Module, path: Path, place: str) -> None:
