@@ -7,7 +7,7 @@ string as an ordinary piece, as SentencePiece's may, has it taken out.
 
 import string
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -131,7 +131,10 @@ def tokenizer(source: Source) -> Tokenizer:
         text = (source.config or {}).get("text_config") or {}
         siglip = (source.config or {})["model_type"] == "siglip"
         context = text.get("max_position_embeddings", 64 if siglip else 77)
-        return _json_tokens(source, files, context, _hugging_face_clean(source, files) if siglip else "none")
+        if siglip:
+            return _json_tokens(source, files, context, _hugging_face_clean(source, files))
+        # A CLIP text tower sees nothing behind the end, so that padding may be 0 as open_clip's is.
+        return replace(_json_tokens(source, files, context, "none"), padding=0)
     text = (source.config or {}).get("text_cfg", {})
     options = text.get("tokenizer_kwargs") or {}
     unknown = sorted(set(options) - {"clean", "strip_sep_token"})
@@ -142,7 +145,7 @@ def tokenizer(source: Source) -> Tokenizer:
         return OpenAITokens(context, options.get("clean", "lower"))
     made = _json_tokens(source, files, context, options.get("clean", "whitespace"))
     if options.get("strip_sep_token"):  # CLIPA: the end is a zero
-        made = JsonTokens(**{**made.__dict__, "suffix": (0,) * len(made.suffix)})
+        made = replace(made, suffix=(0,) * len(made.suffix))
     return made
 
 
