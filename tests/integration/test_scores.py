@@ -55,11 +55,16 @@ class Embedded:
         """The scores folder after the stage has run."""
         told = json.dumps([self.embed.fingerprint, heads_of(self.recipe, self.encoder)])
         folder = StageFolder(self.store, "scores", hashlib.sha256(told.encode()).hexdigest()[:16])
+        self.run(folder, run)
+        return folder
+
+    def run(self, folder: StageFolder, run: str = "run") -> list[str]:
+        """Run the stage; returns the units it made."""
         folders = {f"embed/{self.encoder.name}": self.embed}
         self.reported: list[Result] = []
         stop = StopFlag(self.store.uri, run)
         run_scores(self.store, self.recipe, folders, self.encoder, folder, run, stop, self.reported.append)
-        return folder
+        return [result["unit"] for result in self.reported]
 
     def table(self, folder: StageFolder, unit: str) -> pa.Table:
         return pq.read_table(self.path(folder, folder.records()[unit]))
@@ -259,6 +264,28 @@ def test_the_heads_lie_beside_the_scores_they_made(tmp_path: Path, weights: dict
         assert beside(made.store.read(f"{folder.base}/heads/nsfw{suffix}")) == beside(
             (tmp_path / f"nsfw{suffix}").read_bytes()
         )
+
+
+def test_labels_are_columns_that_add_up_and_the_text_tower_runs_once(tmp_path: Path, weights: dict[str, Path]) -> None:
+    recipe = recipe_of(weights, {"animals": tmp_path / "animals.yaml"})
+    (tmp_path / "animals.yaml").write_text("labels: [dog, cat, landscape]\ntemplates: ['a photo of a {}.']")
+    made = Embedded(tmp_path / "root", recipe, "b32")
+    table = made.unit("0001-0000000", 6)
+    folder = made.scores()
+    scores = made.table(folder, "0001-0000000")
+    names = ["animals_dog", "animals_cat", "animals_landscape"]
+    assert scores.schema.names == [*SCORES.names, *sorted(names)]
+    for row, status in enumerate(table["status"].to_pylist()):
+        values = [scores[name][row].as_py() for name in names]
+        assert sum(values) == pytest.approx(1) if status == "ok" else values == [None] * 3
+    kept = made.store.read(f"{folder.base}/heads/animals.safetensors")
+    made.unit("0001-0000001", 3)
+    (weights["b32"] / "open_clip_model.safetensors").rename(tmp_path / "aside")  # the tower is not needed again
+    try:
+        assert made.run(folder) == ["0001-0000001"]
+    finally:
+        (tmp_path / "aside").rename(weights["b32"] / "open_clip_model.safetensors")
+    assert made.store.read(f"{folder.base}/heads/animals.safetensors") == kept
 
 
 def test_an_attempt_that_died_is_made_again(tmp_path: Path, weights: dict[str, Path]) -> None:
