@@ -25,27 +25,41 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("root", metavar="ROOT", help="the --output of a build: a folder or s3://bucket/prefix")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--column", metavar="C", help="quantiles and histogram, or top values, of a published column")
+    parser.add_argument("--encoder", metavar="NAME", help="of a column of scores, this encoder alone; default: each")
     parser.add_argument("--slices", action="store_true", help="what each rule and level drops, where it bites most")
     parser.add_argument("--by", choices=KINDS, help="slices of this kind alone")
     flags = parser.parse_args(argv)
     if flags.by and not flags.slices:
         parser.error("--by goes with --slices")
+    if flags.encoder and not flags.column:
+        parser.error("--encoder goes with --column")
+    if flags.column:
+        return run_main("pairmill show", lambda: _show_column(flags.root, flags.column, flags.encoder, flags.json))
     if flags.slices:
         return run_main("pairmill show", lambda: _show_slices(flags.root, flags.by, flags.json))
-    return run_main("pairmill show", lambda: _show(flags.root, flags.column, flags.json))
+    return run_main("pairmill show", lambda: _show(flags.root, flags.json))
 
 
-def _show(uri: str, column: str | None, as_json: bool) -> int:
-    store = open_root(uri)
-    found: Column | Summary = read_column(store, column) if column else summarise(store)
+def _show(uri: str, as_json: bool) -> int:
+    found = summarise(open_root(uri))
     if as_json:
         print(json.dumps(asdict(found), indent=1, ensure_ascii=False))
+    else:
+        _print_funnel(_console(), found)
+    return 0
+
+
+def _show_column(uri: str, column: str, encoder: str | None, as_json: bool) -> int:
+    found = read_column(open_root(uri), column, encoder)
+    if as_json:
+        told = [asdict(one) for one in found]
+        of_encoders = found[0].encoder is not None
+        shown = {one["encoder"]: one for one in told} if of_encoders else told[0]
+        print(json.dumps(shown, indent=1, ensure_ascii=False))
         return 0
     console = _console()
-    if isinstance(found, Column):
-        _print_column(console, found)
-    else:
-        _print_funnel(console, found)
+    for one in found:
+        _print_column(console, one)
     return 0
 
 
@@ -139,8 +153,9 @@ def _batches(found: Summary) -> Table:
 
 
 def _print_column(console: Console, found: Column) -> None:
+    of = f" of {found.encoder}" if found.encoder is not None else ""
     console.print(
-        Text(f"{found.table}.{found.name} ({found.type}): {found.rows:,} rows, {found.nulls:,} null, ")
+        Text(f"{found.table}.{found.name}{of} ({found.type}): {found.rows:,} rows, {found.nulls:,} null, ")
         + Text(f"about {found.distinct:,} distinct")
     )
     if found.quantiles:

@@ -27,9 +27,11 @@ class Card:
     facts: list[tuple[str, str]]
 
 
-def make_card(row: Row, picture: Picture, named: Collection[str] = ()) -> Card:
-    """The card of a row; the columns that a predicate `named` are among its facts."""
+def make_card(row: Row, picture: Picture, named: Collection[str] = (), by: str | None = None) -> Card:
+    """The card of a row; the columns that a predicate `named` are among its facts, its value in `by` comes first."""
     verdict, tone = _verdict(row)
+    if by and by in row:
+        verdict = f"{by} {_value(row[by])} · {verdict}"
     rules = [(name.removeprefix("pass_"), bool(row[name])) for name in row if name.startswith("pass_")]
     return Card(picture, verdict, tone, row.get("caption") or row.get("text") or "", rules, _facts(row, named))
 

@@ -26,7 +26,7 @@ code { font: 13px/1.4 ui-monospace, "DejaVu Sans Mono", monospace; overflow-wrap
 .group .cards { display: flex; flex-wrap: wrap; gap: 12px; }
 .group article { width: 224px; }
 article { background: var(--card); border: 1px solid var(--line); border-radius: 10px; overflow: hidden; }
-.group article:first-child { border: 2px solid var(--good); }
+.witnesses article:first-child { border: 2px solid var(--good); }
 figure { margin: 0; height: 220px; background: var(--hole); display: flex; align-items: center;
   justify-content: center; }
 figure img { max-width: 100%; max-height: 100%; }
@@ -44,11 +44,14 @@ dt { color: var(--grey); } dd { margin: 0; overflow-wrap: anywhere; max-height: 
 """
 
 
-def page(title: str, notes: Sequence[str], groups: Sequence[tuple[str, Sequence[Card]]]) -> str:
-    """The page's HTML; `notes` are HTML. In a group with a heading the first card is the witness; else it is a grid."""
+def page(
+    title: str, notes: Sequence[str], groups: Sequence[tuple[str, Sequence[Card]]], witnesses: bool = False
+) -> str:
+    """The page's HTML; `notes` are HTML. A group without a heading is a grid; the first card may be its witness."""
     head = "".join(f"<p>{note}</p>" for note in notes)
     body = "".join(_group(heading, cards) for heading, cards in groups)
     # The policy forbids whatever an escape might have missed.
+    kind = f' class="groups{" witnesses" if witnesses else ""}"'
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8">
@@ -56,7 +59,7 @@ def page(title: str, notes: Sequence[str], groups: Sequence[tuple[str, Sequence[
 <meta name="viewport" content="width=device-width, initial-scale=1"><meta name="referrer" content="no-referrer">
 <title>{told(title)}</title><style>{_STYLE}</style></head>
 <body><header><h1>{told(title)}</h1>{head}</header>
-<div{' class="groups"' if any(heading for heading, _ in groups) else ""}>{body}</div>
+<div{kind if any(heading for heading, _ in groups) else ""}>{body}</div>
 </body></html>
 """
 

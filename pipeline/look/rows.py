@@ -4,6 +4,7 @@ A uid is a hash already, so the rows that follow a seed's place in the order of 
 one on every run. Tables are sorted by uid: where many rows match, few of their row groups are read.
 """
 
+import difflib
 import hashlib
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -14,17 +15,18 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 
 from pipeline.errors import InputError
-from pipeline.metadata import PIXELS
+from pipeline.metadata import COSINE, PIXELS
 from pipeline.rules import flaw
 from pipeline.storage import Store
 from pipeline.tables import open_table, read_published
+from schemas.tables import SCORES
 
 Row = dict[str, Any]
 """An input row: its columns of all tables, without nulls."""
 
 JOINED = ("pairs", "decisions", "duplicates", "hashes", "scores")
-"""Tables that add their columns to those of outcomes, by uid; where two have a name, the first has it. Of the scores of
-several encoders those of the first by name are taken."""
+"""Tables that add their columns to those of outcomes, by uid; where two have a name, the first has it. clip_score is
+that of the first encoder by name, clip_score_<encoder> each one's own."""
 
 SHOWN = (
     "uid", "source", "source_row", "batch", "url", "caption", "status", "reason", "detail", "bytes", "format", "width",
@@ -52,6 +54,17 @@ class Group:
     dropped: int
 
 
+@dataclass(frozen=True)
+class Decile:
+    """Rows of a tenth of the values of a column, the lowest value first: `sample` of its `rows`."""
+
+    number: int
+    low: float
+    high: float
+    rows: int
+    sample: list[Row]
+
+
 class Rows:
     """The rows of a ROOT's published tables: every input row once, as outcomes and rejects have them."""
 
@@ -74,13 +87,40 @@ class Rows:
                     self._table_of[field.name] = table
                     fields.append(field)
         self._table_of[PIXELS.name] = "outcomes"
-        self._schema = pa.schema([*fields, PIXELS])
         self._engine = duckdb.connect(config={"enable_external_access": "false"})
         self._engine.execute("SET python_enable_replacements = false")
         for table, dataset in self._datasets.items():
             self._engine.register(f"{table}_", dataset)
+        self._cosines = self._each_encoder()
+        fields += [pa.field(name, pa.float32()) for name in self._cosines]
+        self._schema = pa.schema([*fields, PIXELS])
         self._engine.register("none_", self._schema.empty_table())
         self._engine.execute("SET lock_configuration = true")
+
+    def _each_encoder(self) -> dict[str, str]:
+        """clip_score_<encoder> → encoder, each a view of its rows of scores."""
+        found: dict[str, str] = {}
+        if "scores" in self._datasets:
+            encoders = self._engine.execute("SELECT DISTINCT encoder FROM scores_ ORDER BY 1").fetchall()
+            for number, (encoder,) in enumerate(encoders):
+                name = f"{COSINE}{encoder}"
+                found[name], self._table_of[name] = encoder, f"cosine{number}"
+                own = f"SELECT uid, clip_score AS {_quote(name)} FROM scores_ WHERE encoder = {_text(encoder)}"
+                self._engine.execute(f"CREATE TEMP VIEW cosine{number}_ AS {own}")
+        return found
+
+    def number(self, column: str) -> None:
+        """Raises InputError for a name that is no number of fetched rows."""
+        numbers = [
+            field.name
+            for field in self._schema
+            if (pa.types.is_integer(field.type) or pa.types.is_floating(field.type))
+            and self._table_of[field.name] != "rejects"
+        ]
+        if column not in numbers:
+            near = difflib.get_close_matches(column, numbers, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise InputError(f"--by {column}: is no number of each row; {hint}there are {', '.join(numbers)}")
 
     def named(self, predicate: str) -> list[str]:
         """The columns that a predicate names. Raises InputError for one that is no condition on a row."""
@@ -108,6 +148,40 @@ class Rows:
             if len(found) >= count:
                 break
         return self._whole([row for _, row in found[:count]], named)
+
+    def ordered(self, predicate: str, column: str, count: int, seed: int) -> list[Row]:
+        """A sample of the rows that have a value in the column, the lowest first."""
+        rows = self.sample(f"({predicate}\n) AND isfinite({_quote(column)}::DOUBLE)", count, seed)
+        return sorted(rows, key=lambda row: (row[column], row["uid"]))
+
+    def deciles(self, predicate: str, column: str, count: int, seed: int) -> list[Decile]:
+        """Up to `count` / 10 rows of each tenth of the values, in the seed's order; rows without a value are in none.
+
+        Decile d has the values above the 10·(d − 1)% quantile up to the 10·d% one: equal values are in one decile, so
+        that another may be larger, smaller or not there.
+        """
+        named = [*self.named(predicate), column]
+        value = f"{_quote(column)}::DOUBLE"
+        rows = (
+            f"(SELECT at_, {value} AS value_ FROM ({self._rows('outcomes', named)}) "
+            f"WHERE TRY((\n{predicate}\n)) AND isfinite({value}))"
+        )
+        tenths = [number / 10 for number in range(1, 10)]
+        (edges,) = self._engine.execute(f"SELECT quantile_disc(value_, {tenths}) FROM {rows}").fetchone() or (None,)
+        if not edges:
+            return []
+        number = " + ".join(f"(value_ > {edge!r})::INT" for edge in edges)
+        start = f"{_start(seed):032x}"
+        found = self._engine.execute(
+            f"SELECT 1 + {number} AS decile, min(value_), max(value_), count(*), "
+            f"min(concat((at_ < '{start}')::INT, at_), {max(1, count // 10)}) FROM {rows} GROUP BY 1 ORDER BY 1"
+        ).fetchall()
+        deciles = []
+        for decile, low, high, total, keys in found:
+            sample = self._outcomes([key[1:] for key in keys], named)
+            sample.sort(key=lambda row: (row[column], row["uid"]))
+            deciles.append(Decile(decile, low, high, total, sample))
+        return deciles
 
     def groups(self, predicate: str, count: int, seed: int) -> list[Group]:
         """Up to `count` groups in which the predicate is true for some dropped row, in the seed's order."""
@@ -158,11 +232,12 @@ class Rows:
         of.pop("rejects", None)
         parts = []
         for joined, columns in of.items():
-            selected = ", ".join(_PIXELS if name == PIXELS.name else _quote(name) for name in columns)
-            part = f"SELECT {selected} FROM {joined}_ WHERE uid >= '{low}' AND uid < '{high}'"
             if joined == "scores":
-                part = part.replace("SELECT", "SELECT DISTINCT ON (uid)", 1) + " ORDER BY uid, encoder"
-            parts.append(f"({part})")
+                selected = ", ".join(_of_encoders(name) for name in columns)
+            else:
+                selected = ", ".join(_PIXELS if name == PIXELS.name else _quote(name) for name in columns)
+            part = f"SELECT {selected} FROM {joined}_ WHERE uid >= '{low}' AND uid < '{high}'"
+            parts.append(f"({part} GROUP BY uid)" if joined == "scores" else f"({part})")
         joins = " ".join(f"LEFT JOIN {part} USING (uid)" for part in parts[1:])
         missing = [name for name in named if self._table_of[name] == "rejects"]
         nulls = "".join(f", NULL AS {_quote(name)}" for name in missing)
@@ -188,7 +263,12 @@ class Rows:
                 for row in _rows_of(self._datasets[table].to_table(columns, filter=near & ds.field("uid").isin(uids))):
                     if table == "outcomes" or row["uid"] in found:
                         found[row["uid"]] = row | found.get(row["uid"], {})  # the first encoder's scores stay
-        if PIXELS.name in named:
+        for name in wanted & self._cosines.keys():
+            own = near & ds.field("uid").isin(uids) & (ds.field("encoder") == self._cosines[name])
+            for row in _rows_of(self._datasets["scores"].to_table(["uid", "clip_score"], filter=own)):
+                if row["uid"] in found and "clip_score" in row:
+                    found[row["uid"]][name] = row["clip_score"]
+        if PIXELS.name in wanted:
             for row in found.values():
                 if "original_width" in row:
                     row[PIXELS.name] = row["original_width"] * row["original_height"]
@@ -225,5 +305,17 @@ def _hex(value: int) -> str:
     return _END if value >= _UIDS else f"{value:032x}"
 
 
+def _of_encoders(name: str) -> str:
+    """A column of a pair's scores: a head's where some encoder has it, the rest of the first encoder."""
+    if name == "uid":
+        return name
+    every = "first" if name in SCORES.names else "any_value"
+    return f"{every}({_quote(name)} ORDER BY encoder) AS {_quote(name)}"
+
+
 def _quote(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
+
+
+def _text(value: str) -> str:
+    return "'" + value.replace("'", "''") + "'"

@@ -23,6 +23,7 @@ from schemas.records import Retraction, now
 from schemas.tables import DECISIONS, DUPLICATES
 from tests.fault_proxy import FaultProxy, Rule
 from tests.handmade import HandmadeRoot, Vandal
+from tests.scored import HEAD, ScoredRoot, cosine, has, head
 
 HOSTILE = '<script>alert(1)</script>"><img src=http://evil.test/x onerror=alert(1)>\x00\u202etxt.exe'
 
@@ -309,3 +310,112 @@ def test_a_root_without_tables_says_so(tmp_path: Path, capsys: pytest.CaptureFix
     made.batch(20)
     assert main([str(tmp_path / "root"), "--out", str(tmp_path / "page.html")]) == 2
     assert "no tables are published yet" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory: pytest.TempPathFactory) -> ScoredRoot:
+    made = ScoredRoot(LocalStore(tmp_path_factory.mktemp("scored") / "root"))
+    made.batch(200)
+    made.finish()
+    return made
+
+
+def values(made: HandmadeRoot, encoder: str) -> dict[str, float]:
+    """uid → score of the rows that have one."""
+    ok = [row for row in outcomes(made) if row["status"] == "ok" and has(row, encoder)]
+    return {str(row["uid"]): cosine(str(row["uid"]), encoder) for row in ok}
+
+
+def test_deciles_are_tenths_of_the_values_the_worst_first(scored: ScoredRoot) -> None:
+    every = values(scored, "b32")
+    ranked = sorted(every, key=lambda uid: every[uid])
+    deciles = Rows(scored.store, ["clip_score"]).deciles("true", "clip_score", 60, 0)
+    assert [one.number for one in deciles] == list(range(1, 11))
+    assert sum(one.rows for one in deciles) == len(ranked)
+    begin = 0
+    for one in deciles:
+        tenth = ranked[begin : begin + one.rows]
+        begin += one.rows
+        assert abs(one.rows - len(ranked) / 10) <= 1
+        assert (one.low, one.high) == (pytest.approx(every[tenth[0]]), pytest.approx(every[tenth[-1]]))
+        assert len(one.sample) == 6
+        assert {row["uid"] for row in one.sample} <= set(tenth)
+        shown = [row["clip_score"] for row in one.sample]
+        assert shown == sorted(shown) == [pytest.approx(every[row["uid"]]) for row in one.sample]
+
+
+def test_a_seed_decides_which_rows_of_a_decile_are_shown(scored: ScoredRoot) -> None:
+    def uids(seed: int) -> tuple[str, ...]:
+        deciles = Rows(scored.store, [HEAD]).deciles("true", HEAD, 40, seed)
+        return tuple(row["uid"] for one in deciles for row in one.sample)
+
+    assert uids(3) == uids(3)
+    assert len({uids(seed) for seed in range(6)}) > 3
+
+
+def test_equal_values_are_in_one_decile_and_rows_without_a_value_in_none(scored: ScoredRoot) -> None:
+    deciles = Rows(scored.store, ["original_width"]).deciles("true", "original_width", 10, 0)
+    assert [(one.number, one.low, one.high) for one in deciles] == [(1, 16.0, 16.0)]
+    assert deciles[0].rows == sum(row["status"] == "ok" for row in outcomes(scored))
+    assert Rows(scored.store, ["original_width"]).deciles("status <> 'ok'", "original_width", 10, 0) == []
+
+
+def test_each_encoders_score_and_every_head_can_be_asked_for(scored: ScoredRoot) -> None:
+    for encoder in ("b32", "l14"):
+        every, column = values(scored, encoder), f"clip_score_{encoder}"
+        rows = Rows(scored.store, [column]).ordered("true", column, 1_000, 0)
+        assert {row["uid"]: row[column] for row in rows} == {uid: pytest.approx(one) for uid, one in every.items()}
+        middle = sorted(every.values())[len(every) // 2]
+        found = Rows(scored.store).sample(f"{column} > {middle!r}", 1_000, 0)
+        assert {row["uid"] for row in found} == {uid for uid, one in every.items() if one > middle}
+    rows = Rows(scored.store, [HEAD]).ordered("true", HEAD, 1_000, 0)
+    assert [row[HEAD] for row in rows] == pytest.approx(sorted(head(uid) for uid in values(scored, "l14")))
+
+
+@pytest.mark.parametrize("suffix", ["html", "png"])
+def test_a_page_by_deciles_labels_every_row_with_its_value(scored: ScoredRoot, suffix: str, tmp_path: Path) -> None:
+    out = tmp_path / f"deciles.{suffix}"
+    where = "source_row < 150"
+    by = ["--by", "clip_score", "--deciles", "-n", "40", "--where", where]
+    assert main([scored.store.uri, *by, "--out", str(out)]) == 0
+    if suffix == "png":
+        with Image.open(io.BytesIO(out.read_bytes())) as image:
+            assert image.height > 10 * 184
+        return
+    page = Page(out)
+    assert len(page.images) == 40
+    labels = [float(value) for value in re.findall(r"clip_score (-?[0-9.e-]+) · kept", page.text)]
+    assert len(labels) == 40
+    assert labels == sorted(labels)
+    assert len(re.findall(r"decile \d+ of clip_score: \S+ to \S+, \d+ rows", page.text)) == 10
+    assert not [found for _, found in page.tags if "witnesses" in (found.get("class") or "")]
+
+
+def test_by_a_column_alone_sorts_the_sample(scored: ScoredRoot, tmp_path: Path) -> None:
+    out = tmp_path / "page.html"
+    assert main([scored.store.uri, "--by", "clip_score_l14", "-n", "12", "--out", str(out)]) == 0
+    labels = [float(value) for value in re.findall(r"clip_score_l14 (-?[0-9.e-]+) ·", Page(out).text)]
+    assert len(labels) == 12
+    assert labels == sorted(labels)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--by", "clip_scor"], "did you mean clip_score?"),
+        (["--by", "caption"], "is no number of each row"),
+        (["--deciles"], "--deciles goes with --by"),
+        (["--by", "clip_score", "--groups"], "--by goes without --groups"),
+    ],
+)
+def test_what_cannot_be_ordered_is_one_line(
+    scored: ScoredRoot, flags: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        code = main([scored.store.uri, *flags, "--out", str(tmp_path / "page.html")])
+    except SystemExit as error:
+        code = int(str(error.code))
+    assert code == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert words in told

@@ -10,6 +10,8 @@ from jobs.show import main
 from pipeline.storage import LocalStore, open_store
 from schemas.records import RunRecord
 from tests.handmade import HandmadeRoot
+from tests.integration.test_retract import table
+from tests.scored import HEAD, ScoredRoot, cosine, has
 
 
 def shown(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
@@ -101,6 +103,73 @@ def test_an_unknown_column_names_the_nearest(
     made.finish()
     assert main([str(tmp_path), "--column", column]) == 2
     assert words in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory: pytest.TempPathFactory) -> ScoredRoot:
+    made = ScoredRoot(LocalStore(tmp_path_factory.mktemp("scored") / "root"))
+    made.batch(60)
+    made.finish()
+    return made
+
+
+def scores_of(made: ScoredRoot, encoder: str) -> list[float]:
+    rows = [row for row in table(made.store, "outcomes") if row["status"] == "ok" and has(row, encoder)]
+    return sorted(cosine(row["uid"], encoder) for row in rows)
+
+
+def test_a_score_is_told_once_an_encoder(scored: ScoredRoot, capsys: pytest.CaptureFixture[str]) -> None:
+    for column in ("clip_score", "scores.clip_score"):
+        told = shown(capsys, scored.store.uri, "--column", column)
+        assert list(told) == ["b32", "l14"]
+        for encoder, block in told.items():
+            values = scores_of(scored, encoder)
+            assert (block["rows"], block["nulls"]) == (len(values), 0)
+            assert block["quantiles"]["50%"] == pytest.approx(values[(len(values) + 1) // 2 - 1], abs=1e-6)
+            assert block["quantiles"]["100%"] == pytest.approx(values[-1], abs=1e-6)
+            assert sum(rows for _, _, rows in block["histogram"]) == len(values)
+    assert main([scored.store.uri, "--column", "clip_score"]) == 0
+    lines = capsys.readouterr().out
+    assert "scores.clip_score of b32" in lines
+    assert "scores.clip_score of l14" in lines
+
+
+@pytest.mark.parametrize("arguments", [("clip_score", "--encoder", "l14"), ("clip_score_l14",)])
+def test_one_encoder_may_be_chosen(
+    scored: ScoredRoot, arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = shown(capsys, scored.store.uri, "--column", *arguments)
+    assert list(told) == ["l14"]
+    assert told["l14"]["rows"] == len(scores_of(scored, "l14"))
+
+
+def test_a_head_is_told_of_the_encoder_it_belongs_to(scored: ScoredRoot, capsys: pytest.CaptureFixture[str]) -> None:
+    for column in (HEAD, f"scores.{HEAD}"):
+        told = shown(capsys, scored.store.uri, "--column", column)
+        assert list(told) == ["l14"]
+
+
+def test_what_select_and_dedupe_said_can_be_asked_for(scored: ScoredRoot, capsys: pytest.CaptureFixture[str]) -> None:
+    assert shown(capsys, scored.store.uri, "--column", "kept")["table"] == "decisions"
+    assert shown(capsys, scored.store.uri, "--column", "level")["table"] == "duplicates"
+    assert shown(capsys, scored.store.uri, "--column", "embeddings.status")["b32"]["top"][0][0] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("clip_score", "--encoder", "b16"), "there are b32, l14"),
+        (("clip_score_b16",), "clip_score_b32 or clip_score?"),
+        (("status", "--encoder", "b32"), "is of no encoder"),
+    ],
+)
+def test_an_unknown_encoder_is_one_line(
+    scored: ScoredRoot, arguments: tuple[str, ...], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([scored.store.uri, "--column", *arguments]) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert words in told
 
 
 @pytest.mark.parametrize("uri", ["/nowhere/at/all", "ftp://host/x", __file__])
