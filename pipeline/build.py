@@ -2,7 +2,6 @@
 
 import contextlib
 import getpass
-import json
 import logging
 import os
 import platform
@@ -31,7 +30,7 @@ from pipeline.ingest.stage import make_batches, run_ingest
 from pipeline.lease import Lease
 from pipeline.progress import Progress
 from pipeline.retract.run import finish
-from pipeline.root import ABOUT, encoder_name
+from pipeline.root import encoder_name
 from pipeline.rounds import pending_rows
 from pipeline.select.stage import run_select
 from pipeline.shard.stage import FEW, expected, run_shard
@@ -217,11 +216,6 @@ class _Run:
             elif folder.stage == "scores":
                 from pipeline.scores.stage import run_scores
 
-                about = {
-                    "name": encoder_of(recipe, stage).name,
-                    "embed": self._folders[f"embed{stage[6:]}"].fingerprint,
-                }
-                store.create(f"{folder.base}/{ABOUT}", json.dumps(about).encode() + b"\n")
                 run_scores(store, recipe, self._folders, encoder_of(recipe, stage), folder, run, stop, progress)
             elif stage == "semantic":
                 from pipeline.semantic.stage import run_semantic

@@ -2,8 +2,9 @@
 
 embed/<fp>/ (a unit and generation at a time)  →  table `scores` of scores/<fp>/, in the unit of the same name
 
-The folder is one of an encoder and its heads: `encoder.json` says which, and `heads/` has the heads themselves, so that
-scores can be made again from what lies beside them. A changed head gives a new folder and embeds nothing.
+The folder is one of an encoder and its heads: `encoder.json` and `heads.json` say which, and `heads/` has the heads
+themselves, so that scores can be made again from what lies beside them. A changed head gives a new folder and embeds
+nothing again.
 """
 
 import json
@@ -22,15 +23,17 @@ from schemas.recipe import Encoder, Recipe
 
 __all__ = ["heads_of", "run_scores", "scores_due"]
 
+LISTED = "heads.json"
+"""In the scores folder: its heads, key → digest, and the encoder's weights_sha256."""
 FEW = 2_000_000
 """Rows whose cosines alone are copied in this process: sooner than workers start."""
 FEW_HEADED = 200_000
 """The same where heads read the vectors."""
 
 
-def scores_due(embed: StageFolder, folder: StageFolder) -> list[Unit]:
-    """Descriptors of the embed units whose current generation has no scores yet."""
-    done = folder.generations()
+def scores_due(folders: Mapping[str, StageFolder], name: str) -> list[Unit]:
+    """Descriptors of an encoder's embed units whose current generation has no scores yet."""
+    embed, done = folders[f"embed/{name}"], folders[f"scores/{name}"].generations()
     return [
         {"unit": unit, "generation": generation, "rows": embed.record(unit, generation).rows}
         for unit, generation in sorted(embed.generations().items())
@@ -44,11 +47,13 @@ def run_scores(
 ) -> None:  # fmt: skip
     """Score every unit of `embed/<encoder>` that has a newer generation than its scores."""
     embed = folders[f"embed/{encoder.name}"]
-    due = scores_due(embed, folder)
+    about = {"name": encoder.name, "embed": embed.fingerprint}
+    store.create(f"{folder.base}/{ABOUT}", json.dumps(about, indent=1).encode() + b"\n")
+    due = scores_due(folders, encoder.name)
     if not due:
         return
     heads = named_heads(recipe, encoder)
-    _begin(embed, folder, encoder, heads)
+    _put_heads(embed, folder, encoder, heads)
     failed: list[str] = []
 
     def heard(result: Result) -> None:
@@ -72,28 +77,22 @@ def run_scores(
         raise StoreError(failed[0] + (f" (and {len(failed) - 1} more units)" if len(failed) > 1 else ""))
 
 
-def _begin(embed: StageFolder, folder: StageFolder, encoder: Encoder, heads: list[Named]) -> None:
-    """Put the heads beside what they will score, and then say whose folder it is. Raises InputError."""
+def _put_heads(embed: StageFolder, folder: StageFolder, encoder: Encoder, heads: list[Named]) -> None:
+    """Put the heads beside what they will score, and then say that they are all there. Raises InputError."""
     store = folder.store
-    if store.size(f"{folder.base}/{ABOUT}") is not None:
+    if store.size(f"{folder.base}/{LISTED}") is not None:
         return
     about = json.loads(store.read(f"{embed.base}/{ABOUT}"))
     for named in heads:
-        path = f"{folder.base}/heads/{named.key}"
-        if store.size(f"{path}.json") is not None:
-            continue
         head = _head(named, encoder)
-        place = f"recipe embed.heads.{named.key}: {named.path}"
         if head.spec.layers[0] != about["dim"]:
-            raise InputError(f"{place} reads {head.spec.layers[0]} numbers, {encoder.name} gives {about['dim']}")
+            told = f"reads {head.spec.layers[0]} numbers, {encoder.name} gives {about['dim']}"
+            raise InputError(f"recipe embed.heads.{named.key}: {named.path} {told}")
         spec, tensors = written(head)
-        store.replace(f"{path}.safetensors", tensors)
-        store.replace(f"{path}.json", spec)
-    digests = {named.key: named.digest for named in heads}
-    own = {
-        "name": encoder.name, "weights_sha256": about["weights_sha256"], "embed": embed.fingerprint, "heads": digests
-    }  # fmt: skip
-    store.create(f"{folder.base}/{ABOUT}", json.dumps(own, indent=1).encode() + b"\n")
+        store.replace(f"{folder.base}/heads/{named.key}.safetensors", tensors)
+        store.replace(f"{folder.base}/heads/{named.key}.json", spec)
+    listed = {"weights_sha256": about["weights_sha256"], "heads": {named.key: named.digest for named in heads}}
+    store.create(f"{folder.base}/{LISTED}", json.dumps(listed, indent=1).encode() + b"\n")
 
 
 def _head(named: Named, encoder: Encoder) -> Head:

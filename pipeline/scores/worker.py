@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 from pipeline.errors import StoreError
 from pipeline.faults import fault_point
 from pipeline.heads.head import Evaluator, Floats, read_spec, read_tensors
-from pipeline.root import ABOUT
 from pipeline.rounds import open_table, table_path
 from pipeline.runner import Result, Unit
+from pipeline.scores.stage import LISTED
 from pipeline.storage import open_store
 from pipeline.units import Attempt, Output, StageFolder
 from schemas.records import UnitRecord
@@ -30,9 +30,9 @@ class ScoreWorker:
         self._embed = StageFolder(self._store, "embed", embed)
         self._folder = StageFolder(self._store, "scores", own)
         self._run = run
-        about = json.loads(self._store.read(f"{self._folder.base}/{ABOUT}"))
-        self._weights = about["weights_sha256"]
-        self._heads = [self._head(key) for key in sorted(about["heads"])]
+        listed = json.loads(self._store.read(f"{self._folder.base}/{LISTED}"))
+        self._weights = listed["weights_sha256"]
+        self._heads = [self._head(key) for key in sorted(listed["heads"])]
         names = sorted(column for columns, _ in self._heads for column in columns)
         self._schema = pa.schema([*SCORES, *(pa.field(name, pa.float32()) for name in names)])
 

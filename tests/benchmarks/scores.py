@@ -100,8 +100,7 @@ def measure(store: LocalStore, embed: StageFolder, name: str, head: Head | None,
     for attempt in range(3):
         own = StageFolder(store, "scores", hashlib.sha256(f"{name}{attempt}".encode()).hexdigest()[:16])
         heads = {"score": "0" * 16} if head else {}
-        about = {"name": "b32", "weights_sha256": "0" * 64, "heads": heads}
-        store.create(f"{own.base}/encoder.json", json.dumps(about).encode())
+        store.create(f"{own.base}/heads.json", json.dumps({"weights_sha256": "0" * 64, "heads": heads}).encode())
         if head:
             spec, tensors = written(head)
             store.replace(f"{own.base}/heads/score.safetensors", tensors)

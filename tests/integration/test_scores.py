@@ -16,6 +16,7 @@ import pytest
 from pipeline.encoders.identity import identify
 from pipeline.errors import InputError, StoreError
 from pipeline.heads.head import Evaluator, Head, Spec, written
+from pipeline.root import encoder_folders
 from pipeline.rounds import table_path
 from pipeline.runner import Result
 from pipeline.scores.stage import heads_of, run_scores, scores_due
@@ -60,11 +61,14 @@ class Embedded:
 
     def run(self, folder: StageFolder, run: str = "run") -> list[str]:
         """Run the stage; returns the units it made."""
-        folders = {f"embed/{self.encoder.name}": self.embed}
+        folders = self.folders(folder)
         self.reported: list[Result] = []
         stop = StopFlag(self.store.uri, run)
         run_scores(self.store, self.recipe, folders, self.encoder, folder, run, stop, self.reported.append)
         return [result["unit"] for result in self.reported]
+
+    def folders(self, folder: StageFolder) -> dict[str, StageFolder]:
+        return {f"embed/{self.encoder.name}": self.embed, f"scores/{self.encoder.name}": folder}
 
     def table(self, folder: StageFolder, unit: str) -> pa.Table:
         return pq.read_table(self.path(folder, folder.records()[unit]))
@@ -242,7 +246,7 @@ def test_a_new_generation_is_scored_whole_and_the_rest_not_again(tmp_path: Path,
         made.unit(unit, rows)
     folder = made.scores()
     made.unit("0001-0000001", 8, generation=1)
-    assert [unit["unit"] for unit in scores_due(made.embed, folder)] == ["0001-0000001"]
+    assert [unit["unit"] for unit in scores_due(made.folders(folder), "b32")] == ["0001-0000001"]
     made.scores()
     assert folder.generations() == {"0001-0000000": 0, "0001-0000001": 1}
     assert made.table(folder, "0001-0000001").num_rows == 8
@@ -256,9 +260,9 @@ def test_the_heads_lie_beside_the_scores_they_made(tmp_path: Path, weights: dict
     made = Embedded(tmp_path / "root", recipe, "b32")
     made.unit("0001-0000000", 3)
     folder = made.scores()
-    about = json.loads(made.store.read(f"{folder.base}/encoder.json"))
-    assert about["name"] == "b32"
-    assert about["heads"] == {"nsfw": heads_of(recipe, made.encoder)["nsfw"]}
+    listed = json.loads(made.store.read(f"{folder.base}/heads.json"))
+    assert listed == {"weights_sha256": sha_of(recipe, "b32"), "heads": heads_of(recipe, made.encoder)}
+    assert [one.base for one in encoder_folders(made.store, "scores").values()] == [folder.base]
     for suffix in (".json", ".safetensors"):
         beside = json.loads if suffix == ".json" else bytes
         assert beside(made.store.read(f"{folder.base}/heads/nsfw{suffix}")) == beside(
