@@ -21,17 +21,13 @@ from pipeline.storage import content_tag
 from schemas.recipe import Recipe
 
 PDQ_RADIUS = 31
-LATER = ("shard.mode",)
-"""Keys of what does not exist yet."""
 
 
 def check_recipe(recipe: Recipe) -> None:
     """Raises InputError for a recipe that parses but cannot be run."""
-    for key in LATER:
-        section, name = key.split(".")
-        given = getattr(recipe, section)
-        if getattr(given, name) != getattr(type(given)(), name):
-            raise InputError(f"recipe {key}: nothing reads it yet; leave it out")
+    shard = recipe.shard
+    if shard.mode == "index" and shard.output_format != "webdataset":
+        raise InputError(f"recipe shard.output_format: an index has no {shard.output_format}; leave it out")
     check_gates(recipe)
     kept = recipe.ingest.keep_columns
     if "*" not in kept:  # with all columns kept, their names are known once the input is read
