@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from pipeline.encoders.archive import is_archive, read_archive
 from pipeline.errors import InputError
@@ -18,6 +19,10 @@ _WRAPPERS = ("module.", "_orig_mod.")
 """What DistributedDataParallel and torch.compile put before every name."""
 _NO_WEIGHTS = ("input_resolution", "context_length", "vocab_size")
 """Numbers that OpenAI's archives keep among their tensors."""
+_LOGITS = ("logit_scale", "logit_bias")
+"""A number each, or a vector of one; no vector needs them, and they may be absent."""
+_CONSTANTS = ("attn_mask", "position_ids")
+"""What older checkpoints carry beside weights."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +80,15 @@ def _state_dict(found: Any, path: Path, place: str) -> State:
     return state
 
 
-def check(state: State, expected: State, place: str, weights: str) -> None:
-    """Raises InputError naming the first key that the weights and the architecture do not share in name and shape."""
+def put(model: nn.Module, state: State, place: str, weights: str) -> None:
+    """Put weights into a model that has exactly these, in name and shape.
+
+    Raises InputError naming the first key that differs, with its shape there and here.
+    """
+    own = model.state_dict()
+    logits = {name: value.reshape(own[name].shape) for name, value in state.items() if name in _LOGITS and name in own}
+    state = {name: value for name, value in state.items() if name.rsplit(".", 1)[-1] not in (*_LOGITS, *_CONSTANTS)}
+    expected = {name: value for name, value in own.items() if name not in _LOGITS}
     for name, tensor in expected.items():
         if name not in state:
             near = next((other for other in state if other.endswith(name.rsplit(".", 2)[-1])), None)
@@ -89,6 +101,7 @@ def check(state: State, expected: State, place: str, weights: str) -> None:
     for name in state:
         if name not in expected:
             raise InputError(f"{place}: {name} {_shape(state[name])} of {weights} is not in the architecture")
+    model.load_state_dict({**state, **logits}, strict=False)
 
 
 def _shape(tensor: torch.Tensor) -> str:

@@ -50,11 +50,7 @@ def model_of(source: Source) -> tuple[HuggingFaceTowers, int, Any]:
             f"{source.place}: {source.folder / 'config.json'} is not understood: {first[0][:200]}"
         ) from None
     read = checkpoint.read(source.weights, source.place)
-    state = {name: value for name, value in read.state.items() if name.rsplit(".", 1)[-1] != "position_ids"}
-    state = {name: value for name, value in state.items() if not name.startswith("logit_")}
-    expected = {name: value for name, value in model.state_dict().items() if not name.startswith("logit_")}
-    checkpoint.check(state, expected, source.place, f"weights {source.weights[0]}")
-    model.load_state_dict(state, strict=False)
+    checkpoint.put(model, read.state, source.place, f"weights {source.weights[0]}")
     dim = config.projection_dim if clip else config.vision_config.hidden_size
     return HuggingFaceTowers(model, clip), dim, config
 

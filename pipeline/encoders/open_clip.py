@@ -76,23 +76,14 @@ def build(config: dict[str, Any], place: str) -> nn.Module:
 
 
 def load_state(model: nn.Module, state: State, place: str, weights: str) -> None:
-    """Put weights into the model, each of the shape it has there; only the scale and bias of logits may be absent."""
+    """Put weights into the model, each of the shape it has there."""
     from open_clip.convert import convert_state_dict
     from open_clip.model import convert_to_custom_text_state_dict
 
     state = convert_state_dict(model, dict(state))
     if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
         state = convert_to_custom_text_state_dict(state)
-    # Older checkpoints carry the mask and the positions, which are no weights.
-    unread = ("attn_mask", "position_ids", "logit_scale", "logit_bias")
-    logits = {name: value for name, value in state.items() if name in unread[2:]}
-    state = {name: value for name, value in state.items() if name.rsplit(".", 1)[-1] not in unread}
-    own = model.state_dict()
-    checkpoint.check(
-        state, {name: value for name, value in own.items() if not name.startswith("logit_")}, place, weights
-    )
-    scales = {name: value.reshape(own[name].shape) for name, value in logits.items() if name in own}
-    model.load_state_dict({**state, **scales}, strict=False)
+    checkpoint.put(model, state, place, weights)
 
 
 def load_big_vision(model: nn.Module, path: Path, place: str) -> None:
