@@ -16,7 +16,7 @@ from schemas.records import Batch, FileEntry, UnitRecord
 READERS = 16
 _RECORD = re.compile(r"^(?P<stage>[a-z]+)/(?P<print>[0-9a-f]+)/units/(?P<unit>\d+-\d+)\.(?P<generation>\d+)\.json$")
 UNRECORDED = re.compile(
-    r"/(units|attempts|rounds|centroids|balance)/|/(complete|dataset/(sizes|dataset)|sets|encoder)\.json$|/clusters\.npz$"
+    r"/(units|attempts|rounds|centroids|balance|heads)/|/(complete|dataset/(sizes|dataset)|sets|encoder|heads)\.json$|/clusters\.npz$"
 )
 """Paths below a stage's folder that belong to it without being named by a record."""
 
