@@ -45,6 +45,9 @@ class Plain:
         self.batches.append(("text", tokens.shape))
         return np.stack([self._text[row[row > 0]].sum(axis=0) + 1 for row in tokens]).astype(np.float32)
 
+    def text_lengths(self, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
+        return (tokens > 0).sum(axis=1)
+
 
 def byte_tokens(texts: list[str]) -> NDArray[np.int64]:
     made = np.zeros((len(texts), CONTEXT), np.int64)

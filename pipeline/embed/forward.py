@@ -44,6 +44,8 @@ class Encoder(Protocol):
 
     def encode_texts(self, tokens: Tokens) -> Floats: ...
 
+    def text_lengths(self, tokens: Tokens) -> NDArray[np.int64]: ...
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -219,7 +221,7 @@ class _Unit:
         if self._tokens and all(part.done() for part in self._tokens):
             tokens = np.concatenate([part.result() for part in self._tokens])
             self._tokens = []
-            self._text_batches = deque(text_batches(tokens, self._batch, self._encoder.text_lengths_matter))
+            self._text_batches = deque(text_batches(tokens, self._batch, self._encoder))
         return bool(self._text_batches)
 
 
@@ -235,15 +237,19 @@ def members_of(rows: pa.Table) -> tuple[pa.Table, NDArray[np.int64]]:
     return table.filter(pa.array(new)).select(COLUMNS), image_of
 
 
-def text_batches(tokens: Tokens, batch: int, trim: bool) -> list[tuple[NDArray[np.int64], Tokens]]:
-    """(rows, their tokens) of captions [n, context] by length, the shortest first; cut to the longest where `trim`."""
-    lengths = np.where(tokens != 0, np.arange(1, tokens.shape[1] + 1), 0).max(axis=1)
+def text_batches(tokens: Tokens, batch: int, encoder: Encoder) -> list[tuple[NDArray[np.int64], Tokens]]:
+    """(rows, their tokens) of captions [n, context] by length, the shortest first, each batch cut to its longest.
+
+    Where the encoder reads its padding, batches are as wide as they came.
+    """
+    lengths = encoder.text_lengths(tokens)
     order = np.argsort(lengths, kind="stable")
     made = []
     for start in range(0, len(order), batch):
         rows = order[start : start + batch]
-        longest = -(-int(lengths[rows].max()) // TEXT_STEP) * TEXT_STEP if trim else tokens.shape[1]
-        made.append((rows, np.ascontiguousarray(tokens[rows, :longest])))
+        longest = -(-int(lengths[rows].max()) // TEXT_STEP) * TEXT_STEP
+        width = longest if encoder.text_lengths_matter else tokens.shape[1]
+        made.append((rows, np.ascontiguousarray(tokens[rows, :width])))
     return made
 
 
