@@ -46,6 +46,9 @@ class ScoredRoot(HandmadeRoot):
         super().finish()
         return publish(self.store, ORDER)
 
+    def _pair(self, batch: str, number: int, kept: bool) -> dict[str, Any]:
+        return super()._pair(batch, number, kept) | {"lang": "de" if number % 4 else "en", "lang_score": 0.9}
+
     def score(self) -> None:
         folder, download = adopted_scores(self.store), self.folders["download"]
         done = folder.generations()
