@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Mapping
 
 from pipeline.errors import InputError, StoreError
+from pipeline.faults import fault_point
 from pipeline.heads.head import Head, Spec, read_tensors, written
 from pipeline.heads.labels import zero_shot
 from pipeline.heads.recipe import Named, content, heads_of, named_heads, weights_of
@@ -91,6 +92,7 @@ def _put_heads(embed: StageFolder, folder: StageFolder, encoder: Encoder, heads:
         spec, tensors = written(head)
         store.replace(f"{folder.base}/heads/{named.key}.safetensors", tensors)
         store.replace(f"{folder.base}/heads/{named.key}.json", spec)
+        fault_point("mid-heads", named.key)
     listed = {"weights_sha256": about["weights_sha256"], "heads": {named.key: named.digest for named in heads}}
     store.create(f"{folder.base}/{LISTED}", json.dumps(listed, indent=1).encode() + b"\n")
 
