@@ -51,9 +51,10 @@ def _print(report: Report) -> None:
             print(
                 f"breach of invariant {check.invariant}: … and {check.breaches - len(check.first):,} more: {check.name}"
             )
+    width = max((len(check.name) for check in report.checks), default=0) + 2
     for check in sorted(report.checks, key=lambda check: check.invariant):
         verdict = "ok" if not check.breaches else f"{check.breaches:,} breaches"
-        print(f"invariant {check.invariant}: {check.name + ':':<42} {check.checked:>12,} checked, {verdict}")
+        print(f"invariant {check.invariant}: {check.name + ':':<{width}} {check.checked:>12,} checked, {verdict}")
     for note in report.notes:
         print(f"note: {note}")
     print(f"{report.root}: " + (f"{report.breaches:,} breaches" if report.breaches else "verified"))

@@ -55,6 +55,7 @@ def _run(web: Web, output: Path, began: float) -> int:
     steps = (
         ("build", "--recipe", str(recipe), "--input", str(web.list_path), "--output", str(root)),
         ("show", str(root)),
+        ("show", str(root), "--column", "clip_score"),
         ("verify", str(root)),
         ("look", str(root), "--where", DRAWN, "-n", "40", "--out", str(output / "contact-sheet.png")),
     )
@@ -97,7 +98,7 @@ def _say_where(output: Path, root: Path, dataset: Path, seconds: float) -> None:
     table = f"'{newest_folder(root, 'outcomes')}/*.parquet'"
     query = f"SELECT status, reason, count(*) AS n FROM {table} GROUP BY ALL ORDER BY n DESC"
     print(f"""
-done in {seconds:.0f} s
+done in {seconds:.0f} s. The encoder is untrained: its scores, and what select took by them, mean nothing yet.
   training set   {dataset}
   tables         {root / "tables"}
   contact sheet  {output / "contact-sheet.png"}
@@ -106,6 +107,7 @@ next:
   {python} -m jobs.look {root} --where "status <> 'ok'" --out {output / "turned-away.html"}
   {python} -m jobs.look {root} --groups --out {output / "duplicates.html"}
   {python} -m jobs.show {root} --slices
+  {python} -m jobs.look {root} --by clip_score --deciles --out {output / "deciles.html"}
   {python} -m jobs.show {root} --column original_width
   {python} -m jobs.trace {root} --uid {a_uid(root)}
   {python} -c "import duckdb; duckdb.sql(\\"{query}\\").show()"

@@ -65,7 +65,7 @@ def check_embedded(
 ) -> None:
     """`share` of the units have their vectors read."""
     rows, files = report.check(1, "tables agree with their records"), report.check(4, "recorded files are there, whole")
-    length = report.check(2, "vectors have length 1 and the cosine that is told")
+    length = report.check(2, "vectors of length 1, true cosines")
     for stage, table in (("embed", "embeddings"), ("scores", "scores")):
         for folder in (made.embed if stage == "embed" else made.scores).values():
             for unit, found, looked, wrong in ordered(
