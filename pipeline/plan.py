@@ -8,7 +8,7 @@ from pipeline.ingest.batch import check_limit, load_batches
 from pipeline.ingest.stage import count_new_rows
 from pipeline.rounds import pending_rows
 from pipeline.shard.stage import expected
-from pipeline.stages import has_stage, stage_folders
+from pipeline.stages import encoder_of, has_stage, stage_folders
 from pipeline.storage import open_store
 
 if TYPE_CHECKING:
@@ -58,8 +58,11 @@ def plan(request: "Request") -> str:
             rows = pending_rows(folders["download"], by_unit) + unfetched
             units = -(-rows // ROWS_PER_UNIT)
         if stage.startswith("embed/"):
-            known = sum(sum(record.counts.get("ok", {}).values()) for record in folders["download"].iter_records())
-            rows = max(0, known - sum(record.rows for record in folders[stage].iter_records())) + unfetched
+            from pipeline.embed.stage import embed_due
+
+            due = embed_due(store, request.recipe, folders, encoder_of(request.recipe, stage))
+            rows = sum(unit["rows"] for unit in due)
+            rows += pending_rows(folders["download"], folders["dedupe"]) + unfetched
             units = -(-rows // ROWS_PER_UNIT)
         if stage == "shard":
             rows += expected(request.recipe, folders, folders["shard"])["samples"]
