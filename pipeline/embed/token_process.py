@@ -87,20 +87,19 @@ def main() -> None:
     start_lean()
     requests, replies = frames_of_parent()
     _, data = receive(requests)
-    tokenise = pickle.loads(data)()  # our own parent's
+    make = pickle.loads(data)  # our own parent's
+    tokenise: Tokenizer | None = None
     while True:
         task, _ = receive(requests)
         start = time.process_time()
-        reply, made = _tokenised(tokenise, task["texts"])
+        reply: dict[str, Any]
+        try:
+            tokenise = tokenise or make()
+            tokens = np.ascontiguousarray(tokenise(task["texts"]), np.int64)
+            reply, made = {"shape": tokens.shape}, tokens.tobytes()
+        except Exception as error:  # noqa: BLE001  the parent says it
+            reply, made = {"error": f"{type(error).__name__}: {error}"}, b""
         send(replies, {**reply, "tokens": time.process_time() - start}, made)
-
-
-def _tokenised(tokenise: Tokenizer, texts: list[str]) -> tuple[dict[str, Any], bytes]:
-    try:
-        tokens = np.ascontiguousarray(tokenise(texts), np.int64)
-    except Exception as error:  # noqa: BLE001  the parent says it
-        return {"error": f"{type(error).__name__}: {error}"}, b""
-    return {"shape": tokens.shape}, tokens.tobytes()
 
 
 if __name__ == "__main__":
