@@ -6,7 +6,7 @@ import re
 import shutil
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ from pathlib import Path
 
 from pipeline.errors import LeaseLostError
 from pipeline.faults import fault_point
+from pipeline.fence import Fence
 from pipeline.storage import Entry, Store
 from schemas.records import Complete, Counts, FileEntry, UnitRecord, now
 
@@ -54,11 +55,13 @@ class Attempt:
 class StageFolder:
     """A stage's records and files. Safe to use from many processes: commits are exclusive creations."""
 
-    def __init__(self, store: Store, stage: str, fingerprint: str) -> None:
+    def __init__(self, store: Store, stage: str, fingerprint: str, fence: Fence | None = None) -> None:
+        """`fence`: for whoever may outlive its run; it commits nothing once that has changed."""
         self.store = store
         self.stage = stage
         self.fingerprint = fingerprint
         self.base = f"{stage}/{fingerprint}"
+        self._fence = fence
 
     def generations(self) -> dict[str, int]:
         """unit → highest committed generation, from names alone."""
@@ -171,35 +174,51 @@ class StageFolder:
         """Publish the outputs, then create the record exclusively; returns the record that counts.
 
         `keep` are files of an earlier generation that stay part of the unit. If another attempt has committed
-        first, its record is returned and our files are removed.
+        first, its record is returned and our files are removed. Raises LeaseLostError, our files removed, once the
+        fence is up.
         """
         unit, generation = attempt.unit, attempt.generation
         if (winner := self.committed(unit, generation)) is not None:
             return winner  # and nothing of ours is written over what it names
-        published = []
-        fault_point("before-publish", unit, self.stage)
-        for output in outputs:
-            name = output.name or f"{output.table}/{unit}.{generation}.{attempt.number}{output.local.suffix}"
-            size, digest = measure(output.local)
-            self.store.publish(output.local, f"{self.base}/{name}")
-            published.append(FileEntry(path=name, bytes=size, sha256=digest, rows=output.rows, table=output.table))
-            fault_point("mid-publish", unit, self.stage)
-        record = UnitRecord(
-            unit=unit, generation=generation, attempt=attempt.number, input_digest=input_digest,
-            rows=rows, counts=counts, files=[*keep, *published],
-        )  # fmt: skip
-        fault_point("before-record", unit, self.stage)
-        if self.store.create(f"{self.base}/units/{unit}.{generation}.json", record.to_bytes()):
-            fault_point("after-record", unit, self.stage)
-            return record
+        published: list[FileEntry] = []
+        try:
+            self._publish(attempt, outputs, published)
+            record = UnitRecord(
+                unit=unit, generation=generation, attempt=attempt.number, input_digest=input_digest,
+                rows=rows, counts=counts, files=[*keep, *published],
+            )  # fmt: skip
+            fault_point("before-record", unit, self.stage)
+            path = f"{self.base}/units/{unit}.{generation}.json"
+            if self.store.create(path, record.to_bytes(), self._fence.check if self._fence else None):
+                fault_point("after-record", unit, self.stage)
+                return record
+        except (LeaseLostError, FileNotFoundError):  # the latter where whoever raised the fence has cleared scratch
+            self._take_back(attempt, published, named=())
+            raise
         # Another attempt won. Only what this attempt published goes: `keep` belongs to an earlier generation, and a
         # name fixed by the layout is the winner's too.
         winner = self.record(unit, generation)
-        named = {entry.path for entry in winner.files}
+        self._take_back(attempt, published, {entry.path for entry in winner.files})
+        return winner
+
+    def _publish(self, attempt: Attempt, outputs: Iterable[Output], published: list[FileEntry]) -> None:
+        """Publish the outputs; `published` gains an entry for each before it is there."""
+        name_of = f"{attempt.unit}.{attempt.generation}.{attempt.number}"
+        fault_point("before-publish", attempt.unit, self.stage)
+        for output in outputs:
+            name = output.name or f"{output.table}/{name_of}{output.local.suffix}"
+            size, digest = measure(output.local)
+            published.append(FileEntry(path=name, bytes=size, sha256=digest, rows=output.rows, table=output.table))
+            if self._fence:
+                self._fence.check()
+            self.store.publish(output.local, f"{self.base}/{name}")
+            fault_point("mid-publish", attempt.unit, self.stage)
+
+    def _take_back(self, attempt: Attempt, published: Iterable[FileEntry], named: Collection[str]) -> None:
+        """Remove what the attempt published under names of its own, and the winner's record does not name."""
         for entry in published:
             if entry.path not in named and _FILE.search(f"/{entry.path}"):
                 self.store.delete(f"{self.base}/{entry.path}")
-        return winner
 
     def sweep(self) -> int:
         """Remove the files of killed and beaten attempts; returns how many."""

@@ -55,7 +55,7 @@ class HandmadeRoot:
         for first in range(0, rows, UNIT_ROWS):
             unit = f"{name}-{len(units):07d}"
             numbers = range(first, min(rows, first + UNIT_ROWS))
-            self._unit(unit, [self._pair(name, number, kept) for number in numbers], run)
+            self.add_unit(unit, numbers, run, kept)
             units.append(UnitRange(unit=unit, first="0" * 32, last="f" * 32, rows=len(numbers)))
         file = InputFile(source=f"/lists/{name}.csv", format="csv", bytes=1, etag="0", sha256="0" * 64, rows=rows)
         batch = Batch(batch=name, created_at=now(), run=run, files=[file], rows=rows, settings={}, units=units)
@@ -69,6 +69,10 @@ class HandmadeRoot:
         self.store.replace("run.json", record.to_bytes())
         self._batches.append(name)
         return name
+
+    def add_unit(self, unit: str, numbers: range, run: str = "run", kept: bool = False) -> None:
+        """Ingest and download one unit of the batch that its name says."""
+        self._unit(unit, [self._pair(unit.partition("-")[0], number, kept) for number in numbers], run)
 
     def finish(self) -> int | None:
         """Complete the stages, write the dataset and publish the tables; returns the tables' version."""

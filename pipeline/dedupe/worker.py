@@ -1,21 +1,21 @@
 """Hashes of pool images, a download unit a call: rows that an earlier generation has are carried over."""
 
 import hashlib
-import shutil
-from contextlib import ExitStack, closing
-from pathlib import Path
+from contextlib import closing
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.attempt import attempt_unit
 from pipeline.dedupe.hashes import hash_image
 from pipeline.faults import fault_point
+from pipeline.fence import Fence
 from pipeline.images.errors import ImageError
 from pipeline.rounds import open_table, table_path
 from pipeline.runner import Result, Unit
-from pipeline.shard.pool import PoolMismatchError, PoolReader
+from pipeline.shard.pool import PoolReader
 from pipeline.storage import open_store
 from pipeline.units import MAX_LONE_DEATHS, Attempt, Output, StageFolder
 from schemas.records import UnitRecord
@@ -31,7 +31,7 @@ class HashWorker:
     def __init__(self, root: str, download: str, own: str, dihedral: bool, run: str) -> None:
         self._store = open_store(root)
         self._download = StageFolder(self._store, "download", download)
-        self._folder = StageFolder(self._store, "hashes", own)
+        self._folder = StageFolder(self._store, "hashes", own, Fence(self._store))
         self._dihedral = dihedral
         self._run = run
 
@@ -40,20 +40,7 @@ class HashWorker:
 
         After MAX_LONE_DEATHS the rows not hashed yet get no hash: some image kills whoever decodes it.
         """
-        name, generation = unit["unit"], unit["generation"]
-        if (record := self._folder.committed(name, generation)) is not None:
-            return _done(record)
-        attempt = self._folder.begin(name, generation, self._run, alone)
-        with ExitStack() as given_up:
-            given_up.callback(self._folder.withdraw, attempt)
-            if attempt.suspect and not alone:
-                return {"unit": name, "state": "deferred", "rows": 0}
-            try:
-                record = self._make(attempt)
-            except PoolMismatchError as error:
-                return {"unit": name, "state": "failed", "rows": 0, "error": str(error)}
-            given_up.pop_all()
-        return _done(record)
+        return attempt_unit(self._folder, unit, self._run, alone, self._make)
 
     def _make(self, attempt: Attempt) -> UnitRecord:
         upstream = self._download.record(attempt.unit, attempt.generation)
@@ -66,17 +53,14 @@ class HashWorker:
         made = self._hash(new, attempt) if attempt.lone_deaths < MAX_LONE_DEATHS else _without_hashes(new)
         table = pa.concat_tables([earlier, made])
         table = table.take(pc.index_in(rows["uid"], table["uid"].combine_chunks()).combine_chunks())
-        scratch = self._store.scratch()
-        try:
-            local = Path(scratch) / "hashes.parquet"
+        with self._folder.working(attempt) as scratch:
+            local = scratch / "hashes.parquet"
             pq.write_table(table, local, compression="zstd")
             digest = hashlib.sha256("".join(entry.sha256 for entry in upstream.files).encode()).hexdigest()
             counts = {"ok": {"": table.num_rows}}
             return self._folder.commit(
                 attempt, [Output("hashes", local, table.num_rows)], counts, table.num_rows, digest
             )
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
 
     def _earlier(self, attempt: Attempt) -> pa.Table:
         """The hashes of the unit's latest generation that has them."""
@@ -116,7 +100,3 @@ class HashWorker:
 def _without_hashes(rows: pa.Table) -> pa.Table:
     nulls = {name: pa.nulls(rows.num_rows, HASHES.field(name).type) for name in VALUES}
     return pa.table({"uid": rows["uid"], **nulls}, schema=HASHES)
-
-
-def _done(record: UnitRecord) -> Result:
-    return {"unit": record.unit, "state": "done", "rows": record.rows, "counts": record.counts}

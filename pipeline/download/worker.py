@@ -15,12 +15,14 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.attempt import attempt_unit
 from pipeline.download.blocklist import OF_THE_IMAGE, Blocklist, is_withdrawn
 from pipeline.download.checks import BodyChecks, Reasons
 from pipeline.download.fetch import Fetched, Fetcher
 from pipeline.download.pool import PoolWriter
 from pipeline.download.rows import Outcomes, Target, by_host, targets
 from pipeline.faults import fault_point
+from pipeline.fence import Fence
 from pipeline.images.process import ImageError, ImageProcessor, Processed
 from pipeline.images.sandbox import SandboxedProcessor
 from pipeline.retract.tombstone import Tombstones
@@ -43,7 +45,7 @@ class DownloadWorker:
     def __init__(self, root: str, ingest: str, download: str, settings: Download, run: str) -> None:
         self._store = open_store(root)
         self._ingest = StageFolder(self._store, "ingest", ingest)
-        self._folder = StageFolder(self._store, "download", download)
+        self._folder = StageFolder(self._store, "download", download, Fence(self._store))
         self._settings = settings
         self._run = run
         self._blocklist = Blocklist(settings.blocklists, Tombstones.load(self._store))
@@ -63,19 +65,12 @@ class DownloadWorker:
 
     def run(self, unit: Unit, alone: bool) -> Result:
         """Fetch and commit one unit; `deferred` where an earlier attempt died and this is not a lone pass."""
-        if record := self._folder.committed(unit["unit"], unit["generation"]):
-            return {"unit": unit["unit"], "state": "done", "rows": record.rows, "counts": record.counts}
-        attempt = self._folder.begin(unit["unit"], unit["generation"], self._run, alone)
-        if attempt.suspect and not alone:
-            self._folder.withdraw(attempt)
-            return {"unit": unit["unit"], "state": "deferred", "rows": 0}
-        try:
-            record = self._call(self._unit(unit, attempt, alone))
-        except Exception:  # a full disk, a store that is gone: no fault of the unit's
-            self._folder.withdraw(attempt)
-            raise
-        rows = unit["rows"] if unit.get("retry") else record.rows
-        return {"unit": unit["unit"], "state": "done", "rows": rows, "counts": record.counts}
+        result = attempt_unit(
+            self._folder, unit, self._run, alone, lambda attempt: self._call(self._unit(unit, attempt, alone))
+        )
+        if unit.get("retry") and result["state"] == "done":
+            result["rows"] = unit["rows"]
+        return result
 
     async def _unit(self, unit: Unit, attempt: Attempt, alone: bool) -> UnitRecord:
         upstream = self._ingest.record(unit["unit"], unit["ingest_generation"])

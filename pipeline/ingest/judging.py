@@ -1,15 +1,17 @@
 """Pass B: the worker that reads a unit's rows from the parts, judges them and commits pairs and rejects."""
 
-import shutil
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.attempt import attempt_unit
 from pipeline.download.blocklist import Blocklist
 from pipeline.errors import StoreError
+from pipeline.fence import Fence
 from pipeline.ingest.batch import load_batches
 from pipeline.ingest.cut import range_ends
 from pipeline.ingest.describe import describer_of
@@ -31,7 +33,7 @@ class UnitJudge:
         self, root: str, fingerprint: str, batch: str, scratch: str, run: str, blocklists: Sequence[str] = ()
     ) -> None:
         self._store = open_store(root)
-        self._folder = StageFolder(self._store, "ingest", fingerprint)
+        self._folder = StageFolder(self._store, "ingest", fingerprint, Fence(self._store))
         self._run = run
         self._batch = Batch.model_validate_json(self._store.read(f"batches/{batch}.json"))
         self._units = {unit.unit: unit for unit in self._batch.units}
@@ -42,24 +44,17 @@ class UnitJudge:
 
     def run(self, unit: Unit, alone: bool) -> Result:
         """Judge and commit one unit. Raises StoreError if the unit keeps killing its workers."""
-        attempt = self._folder.begin(unit["unit"], 0, self._run, alone)
-        if attempt.number > 1 and unit["unit"] in self._folder.generations():
-            # Its worker died over a neighbour, after this unit's commit.
-            self._folder.withdraw(attempt)
-            record = self._folder.record(unit["unit"], 0)
-            return {"unit": unit["unit"], "state": "done", "rows": record.rows, "counts": record.counts}
-        if attempt.suspect and not alone:
-            self._folder.withdraw(attempt)
-            return {"unit": unit["unit"], "state": "deferred", "rows": 0}
+        return attempt_unit(self._folder, unit, self._run, alone, partial(self._make, unit["from"], unit["to"]))
+
+    def _make(self, start: str, stop: str, attempt: Attempt) -> UnitRecord:
         if attempt.lone_deaths >= MAX_LONE_DEATHS:
             raise StoreError(
-                f"ingest unit {unit['unit']}: {attempt.lone_deaths} workers died over it, most likely for want of "
+                f"ingest unit {attempt.unit}: {attempt.lone_deaths} workers died over it, most likely for want of "
                 "memory; give workers more, or leave the input with the largest texts out"
             )
-        span = self._units[unit["unit"]]
-        judged = self._judge(self._rows(span, unit["from"], unit["to"]), self._earlier.of(span))
-        record = commit(self._store, self._folder, attempt, judged, self._input_digest(span))
-        return {"unit": unit["unit"], "state": "done", "rows": record.rows, "counts": record.counts}
+        span = self._units[attempt.unit]
+        judged = self._judge(self._rows(span, start, stop), self._earlier.of(span))
+        return commit(self._folder, attempt, judged, self._input_digest(span))
 
     def _rows(self, span: UnitRange, start: str, stop: str) -> pa.Table:
         """The unit's rows by key, from the table of all units from `start` to `stop`."""
@@ -95,10 +90,9 @@ def judge_of(batch: Batch, blocklist: Blocklist, tombstones: Tombstones) -> Judg
     return Judge(batch.batch, settings, batch.kept, sources, untexted, describer_of(batch), blocklist, tombstones)
 
 
-def commit(store: Store, folder: StageFolder, attempt: Attempt, judged: Judged, input_digest: str) -> UnitRecord:
+def commit(folder: StageFolder, attempt: Attempt, judged: Judged, input_digest: str) -> UnitRecord:
     """Write both tables and commit the unit; pairs count as ok."""
-    scratch = store.scratch()
-    try:
+    with folder.working(attempt) as scratch:
         outputs = []
         for name, table in (("pairs", judged.pairs), ("rejects", judged.rejects)):
             local = scratch / f"{name}.parquet"
@@ -109,8 +103,6 @@ def commit(store: Store, folder: StageFolder, attempt: Attempt, judged: Judged, 
             counts = {"ok": {"": len(judged.pairs)}, **counts}
         rows = len(judged.pairs) + len(judged.rejects)
         return folder.commit(attempt, outputs, counts, rows, input_digest)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def rejected(rejects: pa.Table) -> Counts:

@@ -1,7 +1,6 @@
 """Readmission: a new batch of the rows that an old batch's prefilter rejected and the present one admits."""
 
 import logging
-import shutil
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -119,11 +118,11 @@ def release(store: Store, folder: StageFolder, batches: Sequence[Batch], old: Ba
 
     Run once every unit of the readmitting batches is committed; running it again does nothing.
     """
+    if is_released(folder, batches, old):
+        return
     readmitting = [batch for batch in batches if batch.readmits == old.batch]
     generations = folder.generations()
     records = [folder.record(unit.unit, generations[unit.unit]) for unit in old.units]
-    if sum(record.rows for record in records) == old.rows - sum(batch.rows for batch in readmitting):
-        return
     rules = [
         (Prefilter(Ingest.model_validate(batch.settings).prefilter, batch.kept), describer_of(batch))
         for batch in readmitting
@@ -133,20 +132,24 @@ def release(store: Store, folder: StageFolder, batches: Sequence[Batch], old: Ba
             rejects = read_rejects(store, folder, record)
             taken = np.any([admitted(rejects, prefilter, describe) for prefilter, describe in rules], axis=0)
             if taken.any():
-                _commit_rest(store, folder, record, rejects.filter(pa.array(~taken)), run)
+                _commit_rest(folder, record, rejects.filter(pa.array(~taken)), run)
 
 
-def _commit_rest(store: Store, folder: StageFolder, record: UnitRecord, rest: pa.Table, run: str) -> None:
+def is_released(folder: StageFolder, batches: Sequence[Batch], old: Batch) -> bool:
+    """Whether `old`, which is ingested, has lost the rows of every batch that readmits rows of it."""
+    generations = folder.generations()
+    rows = sum(folder.record(unit.unit, generations[unit.unit]).rows for unit in old.units)
+    return rows == old.rows - sum(batch.rows for batch in batches if batch.readmits == old.batch)
+
+
+def _commit_rest(folder: StageFolder, record: UnitRecord, rest: pa.Table, run: str) -> None:
     attempt = folder.begin(record.unit, record.generation + 1, run, alone=True)
     pairs = [entry for entry in record.files if entry.table == "pairs"]
     counts = rejected(rest)
     if "ok" in record.counts:
         counts = {"ok": record.counts["ok"], **counts}
-    scratch = store.scratch()
-    try:
+    with folder.working(attempt) as scratch:
         local = scratch / "rejects.parquet"
         pq.write_table(rest, local, compression="zstd", row_group_size=10_000)
         rows = sum(entry.rows for entry in pairs) + len(rest)
         folder.commit(attempt, [Output("rejects", local, len(rest))], counts, rows, record.input_digest, keep=pairs)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)

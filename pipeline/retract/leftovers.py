@@ -1,19 +1,24 @@
 """What else may hold something withdrawn: old generations, leftovers of kills, scratch, old tables."""
 
 import contextlib
+import logging
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from pipeline.faults import fault_point
+from pipeline.ingest.readmit import is_released
 from pipeline.retract.read import SET_LEVEL, every_folder, parquet_files, read_columns
 from pipeline.retract.rewrite import Leaving, rewritten
+from pipeline.root import read_batches
 from pipeline.rounds import read_rounds, unfinished
 from pipeline.storage import LocalStore, Store
 from pipeline.tables import read_published
 from pipeline.units import StageFolder
 from pipeline.verify.state import UNRECORDED
-from schemas.records import UnitRecord
+from schemas.records import Batch, UnitRecord
 from schemas.tables import TABLES
+
+log = logging.getLogger(__name__)
 
 _RECORD = re.compile(r"units/(\d+-\d+)\.(\d+)\.json$")
 
@@ -30,6 +35,31 @@ def undo_unfinished_rounds(store: Store) -> None:
             if (match := _RECORD.search(path)) and match[1] in units:
                 store.delete(path)
         store.delete(f"{folder.base}/rounds/{rounds[-1].round}.json")
+
+
+def undo_unfinished_readmissions(store: Store) -> None:
+    """Take back batches made by --readmit that are not wholly ingested: their rows are still among the rejects of the
+    old batch, from where the same --readmit takes those that are left."""
+    batches = read_batches(store)
+    folders = every_folder(store, "ingest")
+    for batch in batches.values():
+        if not batch.readmits or any(_is_ingested(folder, batch, batches) for folder in folders):
+            continue
+        log.warning(
+            "batch %s, not ingested yet, is taken back; --readmit %s makes it again", batch.batch, batch.readmits
+        )
+        for folder in folders:
+            for unit, generation in folder.generations().items():
+                if unit.partition("-")[0] == batch.batch:
+                    store.delete(f"{folder.base}/units/{unit}.{generation}.json")
+        fault_point("mid-undoing")
+        store.delete(f"batches/{batch.batch}.json")
+
+
+def _is_ingested(folder: StageFolder, batch: Batch, batches: Mapping[str, Batch]) -> bool:
+    ingested, old = folder.generations(), batches[str(batch.readmits)]
+    whole = all(unit.unit in ingested for unit in [*batch.units, *old.units])
+    return whole and is_released(folder, list(batches.values()), old)
 
 
 def remove_old_generations(folder: StageFolder, leaving: Leaving) -> None:

@@ -2,7 +2,8 @@
 
 matches → 0001.tombstone, 0001.json (from here on every run honours it, and finishes it) → shards, select, dedupe,
 hashes, download, ingest: new generations, downstream first, so that nothing ever shows as kept what upstream no longer
-has → complete.json → tables → old generations and everything else that no record names → receipt.
+has → places of images in indexes → complete.json → tables → old generations and everything else that no record names →
+receipt.
 """
 
 import getpass
@@ -10,18 +11,21 @@ import logging
 import socket
 from collections.abc import Callable
 
-from pipeline.errors import InputError, LeaseLostError
+from pipeline.errors import LeaseLostError
 from pipeline.faults import fault_point
+from pipeline.fence import raise_fence
 from pipeline.retract.foreign import remove_foreign
 from pipeline.retract.leftovers import (
     remove_old_generations,
     remove_old_tables,
     remove_unrecorded,
+    undo_unfinished_readmissions,
     undo_unfinished_rounds,
 )
 from pipeline.retract.listing import Kind, Listed
 from pipeline.retract.matches import Found, find_matches
-from pipeline.retract.read import SET_LEVEL, download_of, every_folder, in_parallel
+from pipeline.retract.places import move_places
+from pipeline.retract.read import SET_LEVEL, every_folder, in_parallel, upstream_of
 from pipeline.retract.rewrite import Leaving, download_unit, ingest_unit, rewritten, uid_unit
 from pipeline.retract.shards import shard_unit, write_index
 from pipeline.retract.tombstone import FOLDER, Tombstones, read_retractions, tombstone, unfinished_retraction
@@ -60,12 +64,11 @@ def retract(
 ) -> Retraction | None:
     """Withdraw what the list names, for the holder of the lease; None where all of it was withdrawn before.
 
-    `check` raises LeaseLostError once the lease is lost. Raises InputError where a batch that takes rows over from an
-    older one (--readmit) is still to be ingested.
+    `check` raises LeaseLostError once the lease is lost.
     """
+    raise_fence(store)
     if finish(store, check):
         log.info("the retraction that was cut short is finished")
-    _refuse_readmission(store)
     described, found = look(store, listed, keep_group, why, run)
     before = Tombstones.load(store)
     if not found.rows and all(_known(before, kind, value) for kind, value in _to_honour(listed, found)):
@@ -98,11 +101,15 @@ def _withdraw(store: Store, retraction: Retraction, check: Callable[[], None]) -
     stones = Tombstones.load(store, retraction.retraction)
     leaving = Leaving(retraction, stones, frozenset(retraction.decide_again))
     undo_unfinished_rounds(store)
+    undo_unfinished_readmissions(store)
     batches = read_batches(store)
     for stage in reversed(ORDER):
         for folder in every_folder(store, stage):
             check()
             _rewrite_units(folder, leaving, batches)
+    for folder in every_folder(store, "shard"):
+        check()
+        move_places(folder, leaving)
     for folder in every_folder(store):
         _recount(folder, leaving)
     check()
@@ -128,7 +135,7 @@ def _withdraw(store: Store, retraction: Retraction, check: Callable[[], None]) -
 
 
 def _rewrite_units(folder: StageFolder, leaving: Leaving, batches: dict[str, Batch]) -> None:
-    download = download_of(folder) if folder.stage == "dedupe" else None
+    upstream = upstream_of(folder) if folder.stage in ("dedupe", "semantic") else {}
 
     def one(record: UnitRecord) -> bool:
         if rewritten(folder, record, leaving):
@@ -139,7 +146,7 @@ def _rewrite_units(folder: StageFolder, leaving: Leaving, batches: dict[str, Bat
             return download_unit(folder, record, leaving)
         if folder.stage == "shard":
             return shard_unit(folder, record, leaving)
-        return uid_unit(folder, record, leaving, download)
+        return uid_unit(folder, record, leaving, upstream)
 
     changed = sum(in_parallel(folder.store, one, folder.iter_records()))
     if changed:
@@ -176,17 +183,6 @@ def _say_rows(folder: StageFolder) -> None:
 
 def _batch(unit: str) -> str:
     return unit.partition("-")[0]
-
-
-def _refuse_readmission(store: Store) -> None:
-    for batch in read_batches(store).values():
-        for folder in every_folder(store, "ingest"):
-            ingested = folder.generations()
-            if batch.readmits and any(unit.unit not in ingested for unit in batch.units):
-                raise InputError(
-                    f"{store.uri}: batch {batch.batch} takes rows over from batch {batch.readmits} and is not ingested "
-                    "yet; run jobs.ingest, then this again"
-                )
 
 
 PDQ_ONES = 128
