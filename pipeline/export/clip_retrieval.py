@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import InputError
 from pipeline.export.files import written
 from pipeline.export.kept import KeptRows, kept_rows
+from pipeline.root import adopted_scores
 from pipeline.storage import Store, open_store
 from pipeline.tables import dataset_files, read_published
 from pipeline.units import current_folder
@@ -82,6 +83,9 @@ def _encoder_of(store: Store, wanted: str | None) -> tuple[str, dict[str, list[s
         encoders |= here
         if wanted is None or wanted in here:
             files.setdefault(file.path.rpartition("/")[2].partition(".")[0], []).append(file.path)
+    adopted = adopted_scores(store).base
+    for paths in files.values():
+        paths.sort(key=lambda path: path.startswith(f"{adopted}/"))
     told = ", ".join(sorted(encoders)) or "none"
     if not encoders or (wanted is not None and wanted not in encoders):
         raise InputError(f"{store.uri}: has no vectors{f' of {wanted}' if wanted else ''}; there are those of {told}")
@@ -102,7 +106,8 @@ def _pairs(
 ) -> Iterator[tuple[pa.Table, Vectors]]:
     """Metadata and vectors of the kept rows that have them, unit by unit."""
     sides: list[str] = []
-    for unit, group in _by_unit(rows.batches(_query(rows, store))):
+    for unit, kept in _by_unit(rows.batches(_query(rows, store))):
+        group = kept
         for path in files.get(unit, ()):
             found = _read(store, path, ["uid", "encoder", "status", *SIDES.values()])
             found = found.filter(pc.and_(pc.equal(found["encoder"], encoder), pc.equal(found["status"], "ok")))
@@ -115,6 +120,7 @@ def _pairs(
             found = found.take(places.filter(there))
             if found.num_rows:
                 yield group.filter(there), {side: _matrix(found[SIDES[side]]) for side in sides}
+            group = group.filter(pc.invert(there))
 
 
 def _query(rows: KeptRows, store: Store) -> str:

@@ -48,7 +48,10 @@ class KeptRows:
         joins = []
         for number, encoder in enumerate(self.encoders):
             literal = encoder.replace("'", "''")
-            joins.append(f"LEFT JOIN (FROM scores_ WHERE encoder = '{literal}') s{number} ON s{number}.uid = o.uid")
+            # Of one name a download's scores and a recipe's encoder: the recipe's.
+            own = f"SELECT DISTINCT ON (uid) * FROM scores_ WHERE encoder = '{literal}'"
+            ordered = f"({own} ORDER BY uid, weights_sha256 IS NULL)"
+            joins.append(f"LEFT JOIN {ordered} s{number} ON s{number}.uid = o.uid")
             if encoder != "given":
                 chosen.append(f's{number}.clip_score AS "clip_score_{encoder}"')
         # Heads are the same in every row of a pair.

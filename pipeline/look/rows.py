@@ -26,7 +26,10 @@ Row = dict[str, Any]
 
 JOINED = ("pairs", "decisions", "duplicates", "hashes", "scores")
 """Tables that add their columns to those of outcomes, by uid; where two have a name, the first has it. clip_score is
-that of the first encoder by name, clip_score_<encoder> each one's own."""
+that of the first encoder by name, clip_score_<encoder> each one's own; scores that came with a download fill in."""
+
+_FIRST = "weights_sha256 IS NULL"
+"""Scores that no encoder of a recipe made come after those that one did."""
 
 SHOWN = (
     "uid", "source", "source_row", "batch", "url", "caption", "status", "reason", "detail", "bytes", "format", "width",
@@ -92,21 +95,22 @@ class Rows:
         for table, dataset in self._datasets.items():
             self._engine.register(f"{table}_", dataset)
         self._cosines = self._each_encoder()
-        fields += [pa.field(name, pa.float32()) for name in self._cosines]
+        fields += [pa.field(name, pa.float32()) for name in self._cosines.values()]
         self._schema = pa.schema([*fields, PIXELS])
         self._engine.register("none_", self._schema.empty_table())
         self._engine.execute("SET lock_configuration = true")
 
     def _each_encoder(self) -> dict[str, str]:
-        """clip_score_<encoder> → encoder, each a view of its rows of scores."""
+        """For each encoder a view with its cosines, as another table to join: view → column."""
         found: dict[str, str] = {}
         if "scores" in self._datasets:
             encoders = self._engine.execute("SELECT DISTINCT encoder FROM scores_ ORDER BY 1").fetchall()
             for number, (encoder,) in enumerate(encoders):
-                name = f"{COSINE}{encoder}"
-                found[name], self._table_of[name] = encoder, f"cosine{number}"
-                own = f"SELECT uid, clip_score AS {_quote(name)} FROM scores_ WHERE encoder = {_text(encoder)}"
-                self._engine.execute(f"CREATE TEMP VIEW cosine{number}_ AS {own}")
+                view, name = f"cosine{number}", f"{COSINE}{encoder}"
+                found[view], self._table_of[name] = name, view
+                own = f"SELECT uid, any_value(clip_score ORDER BY {_FIRST}) AS {_quote(name)} FROM scores_"
+                chosen = f"{own} WHERE encoder = {_text(encoder)} GROUP BY uid"
+                self._engine.execute(f"CREATE TEMP VIEW {view}_ AS {chosen}")
         return found
 
     def number(self, column: str) -> None:
@@ -254,7 +258,7 @@ class Rows:
             return []
         wanted = {*self._more, *named, *(name for name in self._table_of if name.startswith("pass_"))}
         near = (ds.field("uid") >= min(uids)) & (ds.field("uid") <= max(uids))
-        for table in ("outcomes", *JOINED):
+        for table in ("outcomes", *(name for name in JOINED if name != "scores")):
             if table in self._datasets:
                 mine = [name for name, of in self._table_of.items() if of == table and name in wanted - {"pixels"}]
                 columns = list(dict.fromkeys(["uid", *mine]))
@@ -262,12 +266,15 @@ class Rows:
                     continue
                 for row in _rows_of(self._datasets[table].to_table(columns, filter=near & ds.field("uid").isin(uids))):
                     if table == "outcomes" or row["uid"] in found:
-                        found[row["uid"]] = row | found.get(row["uid"], {})  # the first encoder's scores stay
-        for name in wanted & self._cosines.keys():
-            own = near & ds.field("uid").isin(uids) & (ds.field("encoder") == self._cosines[name])
-            for row in _rows_of(self._datasets["scores"].to_table(["uid", "clip_score"], filter=own)):
-                if row["uid"] in found and "clip_score" in row:
-                    found[row["uid"]][name] = row["clip_score"]
+                        found[row["uid"]] = row | found.get(row["uid"], {})
+        scores = [name for name in wanted if self._table_of.get(name) in ("scores", *self._cosines)]
+        if scores:
+            among = ", ".join(f"'{uid}'" for uid in uids)
+            joined = (
+                f"SELECT * FROM ({self._rows('outcomes', scores, min(uids), max(uids) + _END)}) WHERE uid IN ({among})"
+            )
+            for row in self._fetch(joined):
+                found[row["uid"]] |= {name: row[name] for name in scores if name in row}
         if PIXELS.name in wanted:
             for row in found.values():
                 if "original_width" in row:
@@ -310,7 +317,7 @@ def _of_encoders(name: str) -> str:
     if name == "uid":
         return name
     every = "first" if name in SCORES.names else "any_value"
-    return f"{every}({_quote(name)} ORDER BY encoder) AS {_quote(name)}"
+    return f"{every}({_quote(name)} ORDER BY {_FIRST}, encoder) AS {_quote(name)}"
 
 
 def _quote(name: str) -> str:
