@@ -1,4 +1,4 @@
-"""What `select` reads, written by hand and without images: outcomes of any size, vectors and scores of an encoder."""
+"""What `select` reads, written by hand and without images: rows of any number, vectors and scores of an encoder."""
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
@@ -17,7 +17,7 @@ from pipeline.stop import StopFlag
 from pipeline.storage import LocalStore
 from pipeline.units import Output, StageFolder
 from schemas.recipe import Recipe, parse_recipe
-from schemas.tables import EMBEDDINGS, OUTCOMES, SCORES
+from schemas.tables import EMBEDDINGS, OUTCOMES, PAIRS, SCORES
 
 ENCODER = "l14"
 
@@ -59,6 +59,8 @@ class Scored:
                 **{column: [make(number) for number in part] for column, make in made.items()},
             }  # fmt: skip
             self._write("download", name, "outcomes", _table(given, OUTCOMES))
+            if set(given) - set(OUTCOMES.names):
+                self._write("ingest", name, "pairs", _table(given, PAIRS))
             for encoder, score in (scores or {}).items():
                 embedded = [(number, vector) for number in part if (vector := vectors(number, encoder)) is not None]
                 ok = {"uid": [uid(number) for number, _ in embedded], "encoder": [encoder] * len(embedded)}

@@ -1,4 +1,4 @@
-"""Shipped recipes that need no model, against the papers' words in plain Python, on rows around every threshold."""
+"""Shipped recipes that judge a row alone, against the papers' words in plain Python, on rows around every threshold."""
 
 import re
 from collections import Counter
@@ -89,6 +89,10 @@ def generated() -> list[Row]:
             "src_punsafe": random.choice((None, "", "nan", "x", "0.4", "0.499999", "0.5", "0.500001", "0.6", "0", "1")),
             "src_pwatermark": random.choice((None, "0.7", "0.799999", "0.8", "0.800001", "0.9", "0", "1")),
         })  # fmt: skip
+    cosines = Random(12)
+    for row in rows:
+        cosine = cosines.choice((None, 0.27, 0.279999, 0.28, 0.280001, 0.29, 0.299999, 0.3, 0.300001, 0.31, 0.5, -0.1))
+        row["clip_score_b32"] = None if cosine is None else float(np.float32(cosine))
     for count in (9, 10, 11, 12) * 12:
         text = f"a text that was seen {count} times {random.random()}"
         for place in random.sample(range(ROWS), count):
@@ -121,7 +125,7 @@ def joined() -> pa.Table:
 
 
 def full_schema() -> pa.Schema:
-    return schema_of(SCORES).append(TEXT_COUNT)
+    return schema_of(SCORES, ["clip_score_b32"]).append(TEXT_COUNT)
 
 
 def sizes(row: Row) -> tuple[int, int] | None:
@@ -169,9 +173,21 @@ def laion_safe(row: Row, times: int) -> bool:
         return False
 
 
+def laion400m(row: Row, times: int) -> bool:
+    """text >= 5 chars, file >= 5 KB, CLIP B/32 cosine >= 0.30"""
+    if len(row["text"]) < 5 or row["bytes"] is None or row["bytes"] < 5000:
+        return False
+    return row["clip_score_b32"] is not None and row["clip_score_b32"] >= 0.30
+
+
+def datacomp_laion2b(row: Row, times: int) -> bool:
+    """English and B/32 >= 0.28"""
+    return row["lang"] == "en" and row["clip_score_b32"] is not None and row["clip_score_b32"] >= 0.28
+
+
 PAPERS: dict[str, Callable[[Row, int], bool]] = {
     "datacomp_basic": datacomp_basic, "cc12m_size_text": cc12m_size_text, "coyo_size_text": coyo_size_text,
-    "laion_safe": laion_safe,
+    "laion_safe": laion_safe, "laion400m": laion400m, "datacomp_laion2b": datacomp_laion2b,
 }  # fmt: skip
 
 
@@ -246,7 +262,9 @@ def test_only_rows_that_pass_a_recipe_s_own_rules_compete_in_dedupe() -> None:
         assert load_recipe(name, []).dedupe.levels == {}
 
 
-@pytest.mark.parametrize("name", ["datacomp_basic", "coyo_size_text"])
+@pytest.mark.parametrize(
+    "name", ["datacomp_basic", "coyo_size_text", "datacomp_laion2b", "datacomp_image", "datacomp_image_clip30"]
+)
 def test_the_language_is_the_first_label_whatever_its_score(name: str) -> None:
     settings = load_recipe(name, []).ingest
     described = TextDescriber(settings)(pa.array(["ok ok ok", "xx 12 34"], pa.large_string()))

@@ -27,7 +27,7 @@ SENTENCES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [MODEL, "lingua", "cld3"])
+@pytest.mark.parametrize("name", [MODEL, "lingua"])
 def test_sentences_get_their_language(name: str) -> None:
     langs, scores = LanguageModel(name, 0.2)(SENTENCES.values())
     assert langs.to_pylist() == list(SENTENCES)
