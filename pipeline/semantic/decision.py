@@ -27,7 +27,7 @@ from schemas.recipe import Recipe, digest
 from schemas.records import Counts, Round, UnitRecord
 from schemas.tables import DUPLICATES
 
-EXACT: Final = 1 << 13
+EXACT: Final = 1 << 14
 """Rows up to which all are compared with all: it takes less than clustering them."""
 
 _log = logging.getLogger(__name__)
