@@ -7,7 +7,7 @@ from pathlib import Path
 
 from jobs.arguments import Parser, load_recipe, run_main
 from pipeline.errors import InputError
-from pipeline.heads.convert import COLUMNS, convert
+from pipeline.heads.convert import COLUMNS, WATERMARK, convert, convert_watermark
 from pipeline.heads.head import written
 
 
@@ -17,20 +17,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Convert a published head. It is bound to the weights of one encoder, and refused with any other.",
     )
     parser.add_argument("kind", choices=sorted(COLUMNS), help="whose head it is")
-    parser.add_argument("file", metavar="FILE.pth", help="the head as published: a PyTorch state dict")
+    parser.add_argument("file", metavar="FILE.pth", help="the model as published: a PyTorch state dict")
     parser.add_argument("--out", required=True, metavar="NAME.json", help="written with NAME.safetensors beside it")
     parser.add_argument("--recipe", metavar="R", help="recipe that has the encoder whose vectors the head reads")
     parser.add_argument("--encoder", metavar="NAME", help="which of its encoders; needed where it has several")
     parser.add_argument("--set", action="append", default=[], metavar="section.key=value", help="beats the recipe")
     parser.add_argument("--encoder-sha256", metavar="HEX", help="in place of a recipe: sha256 of the encoder's weights")
-    parser.add_argument("--column", metavar="NAME", help="what to call its score; default: aesthetic or nsfw")
+    parser.add_argument("--column", metavar="NAME", help="what to call its score; default: aesthetic, nsfw or pwatermark")
     flags = parser.parse_args(argv)
 
     def run() -> int:
         if not flags.out.endswith(".json"):
             raise InputError(f"--out {flags.out}: give a name that ends in .json")
-        encoder = _encoder(flags.recipe, flags.set, flags.encoder, flags.encoder_sha256)
-        head, published = convert(flags.kind, flags.file, encoder, flags.column)
+        if flags.kind == WATERMARK:
+            head = convert_watermark(flags.file, flags.column)
+            told = "reads images itself, whatever the encoder"
+        else:
+            encoder = _encoder(flags.recipe, flags.set, flags.encoder, flags.encoder_sha256)
+            head, published = convert(flags.kind, flags.file, encoder, flags.column)
+            told = f"trained on vectors of {published.trained_on}: be sure that weights {encoder[:16]}… are those"
         spec, tensors = written(head)
         out = Path(flags.out)
         try:
@@ -38,8 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             out.write_bytes(spec)
         except OSError as error:
             raise InputError(f"--out {out}: cannot be written: {error.strerror}") from None
-        print(f"{out}: {published.name}; reads {head.spec.layers[0]} numbers, column {head.spec.column}")
-        print(f"It was trained on vectors of {published.trained_on}: be sure that weights {encoder[:16]}… are those.")
+        print(f"{out}: {head.spec.source}; column {head.spec.column}; {told}")
         return 0
 
     return run_main("pairmill heads", run)

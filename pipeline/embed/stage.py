@@ -101,7 +101,7 @@ def run_embed(
             with closing(make(recipe.embed.num_gpus > 0, os.cpu_count() or 1, os.cpu_count() or 1)) as worker:
                 run_here(lambda: worker, due, stop, heard, workers=1)
         else:
-            run_units(recipe, _plan(recipe, make), [[unit] for unit in due], stop, heard)
+            run_units(recipe, plan_of(recipe, "embed", make, UNITS_AT_A_TIME), [[unit] for unit in due], stop, heard)
     if failed:
         raise StoreError(failed[0] + (f" (and {len(failed) - 1} more units)" if len(failed) > 1 else ""))
 
@@ -125,24 +125,24 @@ def make_worker(
     )  # fmt: skip
 
 
-def _plan(recipe: Recipe, make: Callable[[bool, int, int], UnitWorker]) -> Pass:
+def plan_of(recipe: Recipe, stage: str, make: Callable[[bool, int, int], UnitWorker], concurrent: int) -> Pass:
     """Actors for the cluster's GPUs where it has any and the recipe wants them, else for its cores.
 
-    `ray.pools.embed` is the most there may be; those for which there is no room yet join when there is.
+    `ray.pools.<stage>` is the most there may be; those for which there is no room yet join when there is.
     """
     import ray
 
     connect(recipe)
     have = ray.cluster_resources()
     cores, gpus, each = max(1, int(have.get("CPU", 1))), have.get("GPU", 0.0), recipe.embed.num_gpus
-    most = recipe.ray.pools.get("embed")
+    most = recipe.ray.pools.get(stage)
     if each > 0 and gpus > 0:
         fit = int(gpus / each) if each <= 1 else int(gpus // each)
         actors = most or max(1, fit)
         share = max(1, cores // max(1, min(actors, fit)))
         # No CPUs: an actor with a GPU must not wait for a core that some other task has.
-        return Pass("embed", partial(make, True, share, share), UNITS_AT_A_TIME, actors, cpus=0, gpus=each)
+        return Pass(stage, partial(make, True, share, share), concurrent, actors, cpus=0, gpus=each)
     actors = most or max(1, cores // CPUS_AN_ACTOR)
     largest = max(int(node["Resources"].get("CPU", 1)) for node in ray.nodes() if node["Alive"])
     share = max(1, min(cores // actors, largest))
-    return Pass("embed", partial(make, False, share, share), UNITS_AT_A_TIME, actors, cpus=share)
+    return Pass(stage, partial(make, False, share, share), concurrent, actors, cpus=share)

@@ -8,8 +8,10 @@
 | laion-nsfw | clip_ViT-B-32_openai_binary_nsfw_head.pth | LAION-AI/CLIP-based-NSFW-Detector, src/models.py |
 | | clip_ViT-L-14_openai_binary_nsfw_head.pth, h14_nsfw.pth | the same |
 
-All of them read vectors of length 1. The NSFW detector's first models are Keras's, for which one needs TensorFlow; the
-.pth files are LAION's own conversion of them.
+| laion-watermark | watermark_model_v1.pt | LAION-AI/LAION-5B-WatermarkDetection, example_use.py |
+
+The watermark detector reads pixels; all others read vectors of length 1. The NSFW detector's first models are Keras's,
+for which one needs TensorFlow; the .pth files are LAION's own conversion of them.
 """
 
 from collections.abc import Mapping
@@ -21,8 +23,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import InputError
-from pipeline.heads.head import Floats, Head, Spec, checked
+from pipeline.heads.head import Backbone, Head, Spec, checked
 
+WATERMARK: Final = "laion-watermark"
 EPSILON: Final = 1e-10
 """Added to the NSFW heads' standard deviation (their Normalization)."""
 
@@ -71,7 +74,40 @@ PUBLISHED: Final[dict[str, tuple[Published, ...]]] = {
                   (1024, 2048, 1024, 256, 128, 16, 1), ("relu",) * 5 + ("none",) * 2, "LAION's ViT-H-14 (laion2b)"),
     ),
 }  # fmt: skip
-COLUMNS: Final = {"laion-aesthetic": "aesthetic", "laion-nsfw": "nsfw"}
+COLUMNS: Final = {"laion-aesthetic": "aesthetic", "laion-nsfw": "nsfw", WATERMARK: "pwatermark"}
+_BACKBONE: Final = Backbone(
+    arch="efficientnet_b3", size=(256, 256), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225),
+    interpolation="bilinear", resize_mode="squash",
+)  # fmt: skip
+_CLASSIFIER: Final = {"classifier.0.": (625, 1536), "classifier.3.": (256, 625), "classifier.5.": (2, 256)}
+
+
+def convert_watermark(path: str, column: str | None = None) -> Head:
+    """LAION's watermark detector: the probability of its first output, watermark, against its second, clear.
+
+    Raises InputError for a file that is not it, naming the tensor that differs.
+    """
+    from pipeline.heads.pixels import backbone_of, check_state
+
+    state = dict(_state_dict(path))
+    own = {name: state.pop(name) for name in list(state) if name.startswith("classifier.")}
+    spec = Spec(
+        column=column or COLUMNS[WATERMARK], input="pixels", backbone=_BACKBONE, layers=[1536, 625, 256, 1],
+        activation=["relu", "relu", "sigmoid"], source=f"LAION-5B-WatermarkDetection: {Path(path).name}",
+    )  # fmt: skip
+    tensors: dict[str, npt.NDArray[Any]] = {}
+    for i, (name, shape) in enumerate(_CLASSIFIER.items()):
+        for kind, wanted in (("weight", shape), ("bias", shape[:1])):
+            values = own.pop(f"{name}{kind}", None)
+            if values is None or values.shape != wanted:
+                said = "is missing" if values is None else f"is {list(values.shape)}, not {list(wanted)}"
+                raise InputError(f"{path}: is no {WATERMARK} model; tensor {name}{kind} {said}")
+            # A softmax of two is the sigmoid of their difference.
+            tensors[f"layers.{i}.{kind}"] = values if i < 2 else values[:1] - values[1:]
+    if own:
+        raise InputError(f"{path}: is no {WATERMARK} model; it also has {min(own)}")
+    check_state(backbone_of(_BACKBONE.arch, path), {name: values.shape for name, values in state.items()}, path)
+    return Head(spec, checked(spec, tensors, path), state)
 
 
 def convert(kind: str, path: str, encoder_sha256: str, column: str | None = None) -> tuple[Head, Published]:
@@ -89,7 +125,7 @@ def convert(kind: str, path: str, encoder_sha256: str, column: str | None = None
     spec = Spec(
         column=column or COLUMNS[kind], encoder_sha256=encoder_sha256, layers=[int(first.shape[-1]), *nearest.widths],
         normalisation="mean_std" if nearest.normalised else "none", activation=list(nearest.activation),
-        source=f"{nearest.name}, trained on {nearest.trained_on}: {Path(path).name}",
+        source=f"{nearest.name}: {Path(path).name}",
     )  # fmt: skip
     tensors: dict[str, npt.NDArray[Any]] = {
         f"layers.{i}.{kind_}": state[f"{layer}{kind_}"]
@@ -103,7 +139,7 @@ def convert(kind: str, path: str, encoder_sha256: str, column: str | None = None
     return Head(spec, checked(spec, tensors, path)), nearest
 
 
-def _state_dict(path: str) -> Mapping[str, Floats]:
+def _state_dict(path: str) -> Mapping[str, npt.NDArray[Any]]:
     """A file's tensors. Only tensors are unpickled: torch's weights_only."""
     if Path(path).is_dir() or path.endswith((".zip", ".h5", ".keras", ".pb")):
         raise InputError(
@@ -127,4 +163,6 @@ def _state_dict(path: str) -> Mapping[str, Floats]:
         loaded = loaded["state_dict"]
     if not isinstance(loaded, Mapping) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
         raise InputError(f"{path}: holds no state dict; expected names and tensors")
-    return {str(name): value.float().numpy() for name, value in loaded.items()}
+    return {
+        str(name): (value.float() if value.is_floating_point() else value).numpy() for name, value in loaded.items()
+    }

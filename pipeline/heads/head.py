@@ -7,23 +7,45 @@ On disk it is NAME.json beside NAME.safetensors. The JSON says
 
 and the safetensors file has float tensors `layers.<i>.weight` [layers[i+1], layers[i]] and `layers.<i>.bias`
 [layers[i+1]], i from 0, and with `mean_std` also `mean` and `std` [layers[0]].
+
+A model over pixels (LAION's watermark detector) is a head too: `"input": "pixels"`, no `encoder_sha256`, and a
+`backbone` of timm's whose pooled features its layers read; the backbone's tensors have the prefix `backbone.`.
 """
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Final, Literal
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from pipeline.encoders.preprocess import Preprocess
 from pipeline.errors import InputError
 
 Floats = npt.NDArray[np.float32]
 BLOCK: Final = 8_192
 """Rows evaluated at a time: the widest published layer is 2,048 floats, 64 MiB of them."""
+BACKBONE: Final = "backbone."
 NAME: Final = re.compile(r"[a-z][a-z0-9_]*")
+
+
+class Backbone(BaseModel):
+    """A model of timm's without its classifier, and how its input is made of an image."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    arch: str
+    size: tuple[int, int]
+    """Height and width of the input."""
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    resize_mode: Literal["shortest", "longest", "squash"] = "shortest"
+
+    def preprocess(self) -> Preprocess:
+        return Preprocess(self.size, self.mean, self.std, self.interpolation, self.resize_mode)
 
 
 class Spec(BaseModel):
@@ -34,10 +56,11 @@ class Spec(BaseModel):
     format: Literal[1] = 1
     column: str = Field(pattern=rf"^{NAME.pattern}$")
     """What the score is called, e.g. aesthetic."""
-    encoder_sha256: str = Field(pattern="^[0-9a-f]{64}$")
-    """The weights of the encoder whose vectors it reads."""
-    input: Literal["unit", "raw"] = "unit"
-    """unit: vectors of length 1; raw: as the tower gives them."""
+    encoder_sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+    """The weights of the encoder whose vectors it reads; none for pixels."""
+    input: Literal["unit", "raw", "pixels"] = "unit"
+    """unit: vectors of length 1; raw: as the tower gives them; pixels: what the backbone makes of the image."""
+    backbone: Backbone | None = None
     normalisation: Literal["none", "mean_std"] = "none"
     """mean_std: the first layer reads (x − mean) / std."""
     layers: list[int] = Field(min_length=2)
@@ -51,6 +74,9 @@ class Spec(BaseModel):
 
     @model_validator(mode="after")
     def _shapes(self) -> "Spec":
+        pixels = self.input == "pixels"
+        if pixels != (self.backbone is not None) or pixels != (self.encoder_sha256 is None):
+            raise ValueError("give encoder_sha256 for a head over vectors, backbone for one over pixels")
         if len(self.activation) != len(self.layers) - 1:
             raise ValueError(f"activation has {len(self.activation)} entries for {len(self.layers) - 1} layers")
         if "softmax" in self.activation[:-1]:
@@ -68,7 +94,7 @@ class Spec(BaseModel):
         return [f"{name}_{label}" for label in self.labels] or [name]
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
-        """Name → shape of every tensor."""
+        """Name → shape of every tensor, the backbone's aside."""
         shapes: dict[str, tuple[int, ...]] = {}
         for i in range(len(self.activation)):
             shapes[f"layers.{i}.weight"] = (self.layers[i + 1], self.layers[i])
@@ -82,6 +108,8 @@ class Spec(BaseModel):
 class Head:
     spec: Spec
     tensors: Mapping[str, Floats]
+    backbone: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
+    """Of a head over pixels: its tensors as timm names them."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +141,8 @@ class Evaluator:
                 weight, bias = np.eye(spec.layers[i + 1]), np.zeros(spec.layers[i + 1])
 
     def __call__(self, vectors: Floats, norms: Floats | None = None) -> Floats:
-        """Scores [n, outputs] of unit vectors [n, dim]; `norms` [n]: the lengths they had, for a head of raw input."""
+        """Scores [n, outputs] of unit vectors or a backbone's features [n, dim]; `norms` [n]: the lengths that vectors
+        had, for a head of raw input."""
         made = [self._block(vectors[at : at + BLOCK], norms, at) for at in range(0, len(vectors), BLOCK)]
         return np.concatenate(made) if made else np.empty((0, self.layers[-1].weight.shape[1]), np.float32)
 
@@ -167,7 +196,10 @@ def read_tensors(spec: Spec, data: bytes, place: str) -> Head:
         found = load(data)
     except (SafetensorError, KeyError, ValueError) as error:
         raise InputError(f"{place}: is no safetensors file of floats: {error}") from None
-    return Head(spec, checked(spec, found, place))
+    backbone = {name.removeprefix(BACKBONE): found.pop(name) for name in list(found) if name.startswith(BACKBONE)}
+    if backbone and spec.backbone is None:
+        raise InputError(f"{place}: has a backbone's tensors, its .json none")
+    return Head(spec, checked(spec, found, place), backbone)
 
 
 def checked(spec: Spec, tensors: Mapping[str, npt.NDArray[np.generic]], place: str) -> dict[str, Floats]:
@@ -190,4 +222,6 @@ def written(head: Head) -> tuple[bytes, bytes]:
     """A head as its two files: JSON and safetensors."""
     from safetensors.numpy import save
 
-    return head.spec.model_dump_json(indent=1).encode() + b"\n", save(dict(head.tensors))
+    backbone = {f"{BACKBONE}{name}": values for name, values in head.backbone.items()}
+    told = head.spec.model_dump_json(indent=1, exclude_none=True)
+    return told.encode() + b"\n", save({**head.tensors, **backbone})

@@ -4,7 +4,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.encoders.identity import identify
+from pipeline.encoders.identity import file_sha256, identify
 from pipeline.errors import InputError
 from pipeline.heads.head import NAME, Spec, read_spec
 from pipeline.heads.labels import Labels, read_labels
@@ -92,15 +92,21 @@ def _named(key: str, path: str) -> Named:
 
 
 def _sha256(path: str, place: str) -> str:
-    return hashlib.sha256(content(path, place)).hexdigest()
+    """Of a file on a disk known by its size and time once read."""
+    if "://" in path or not Path(path).is_file():
+        return hashlib.sha256(content(path, place)).hexdigest()
+    return file_sha256(Path(path))
 
 
 def _owner(embed: Embed, head: Named) -> str:
-    """Name of the encoder that a head belongs to; of several with the same weights, the first listed."""
+    """Name of the encoder that a head belongs to: of several with the same weights the first listed, as for a head over
+    pixels, whose scores lie beside that encoder's."""
     place = f"recipe embed.heads.{head.key}"
     names = [encoder.name for encoder in embed.encoders]
     if not names:
         raise InputError(f"{place}: there is no encoder in embed.encoders whose vectors it could read")
+    if isinstance(head.what, Spec) and head.what.backbone is not None:
+        return names[0]
     if isinstance(head.what, Labels):
         name = head.what.encoder or (names[0] if len(names) == 1 else None)
         if name not in names:

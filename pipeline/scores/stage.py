@@ -8,7 +8,11 @@ nothing again.
 """
 
 import json
+import os
 from collections.abc import Callable, Mapping
+from contextlib import closing
+from functools import partial
+from typing import Any
 
 from pipeline.errors import InputError, StoreError
 from pipeline.faults import fault_point
@@ -16,7 +20,7 @@ from pipeline.heads.head import Head, Spec, read_tensors, written
 from pipeline.heads.labels import zero_shot
 from pipeline.heads.recipe import Named, content, heads_of, named_heads, weights_of
 from pipeline.root import ABOUT
-from pipeline.runner import Pass, Result, Unit, UnitWorker, run_here, run_units
+from pipeline.runner import Pass, Result, Unit, run_here, run_units
 from pipeline.stop import StopFlag
 from pipeline.storage import Store
 from pipeline.units import StageFolder
@@ -25,11 +29,13 @@ from schemas.recipe import Encoder, Recipe
 __all__ = ["heads_of", "run_scores", "scores_due"]
 
 LISTED = "heads.json"
-"""In the scores folder: its heads, key → digest, and the encoder's weights_sha256."""
+"""In the scores folder: its heads, key → digest; the encoder's weights_sha256, and how it had images decoded."""
 FEW = 2_000_000
 """Rows whose cosines alone are copied in this process: sooner than workers start."""
 FEW_HEADED = 200_000
 """The same where heads read the vectors."""
+FEW_IMAGES = 200
+"""The same where heads read images."""
 
 
 def scores_due(folders: Mapping[str, StageFolder], name: str) -> list[Unit]:
@@ -63,19 +69,43 @@ def run_scores(
         else:
             report(result)
 
-    uri, upstream, own = store.uri, embed.fingerprint, folder.fingerprint
+    machine = (folders["download"].fingerprint, recipe.embed.decoders) if any(map(_of_pixels, heads)) else None
+    make = partial(make_worker, store.uri, embed.fingerprint, folder.fingerprint, run, machine)
+    rows = sum(unit["rows"] for unit in due)
+    if machine and (rows >= FEW_IMAGES or (recipe.ray.address or os.environ.get("RAY_ADDRESS") or "local") != "local"):
+        from pipeline.embed.stage import plan_of
 
-    def make() -> UnitWorker:
-        from pipeline.scores.worker import ScoreWorker
-
-        return ScoreWorker(uri, upstream, own, run)
-
-    if sum(unit["rows"] for unit in due) < (FEW_HEADED if heads else FEW):
-        run_here(make, due, stop, heard)
+        run_units(recipe, plan_of(recipe, "scores", make, 1), [[unit] for unit in due], stop, heard)
+    elif machine:
+        cores = os.cpu_count() or 1
+        with closing(make(recipe.embed.num_gpus > 0, cores, cores)) as worker:
+            run_here(lambda: worker, due, stop, heard, workers=1)
+    elif rows >= (FEW_HEADED if heads else FEW):
+        run_units(recipe, Pass("scores", partial(make, False, 1, 1)), [[unit] for unit in due], stop, heard)
     else:
-        run_units(recipe, Pass("scores", make), [[unit] for unit in due], stop, heard)
+        run_here(partial(make, False, 1, 1), due, stop, heard)
     if failed:
         raise StoreError(failed[0] + (f" (and {len(failed) - 1} more units)" if len(failed) > 1 else ""))
+
+
+def make_worker(
+    root: str, embed: str, own: str, run: str, machine: tuple[str, int | None] | None, gpu: bool, threads: int,
+    decoders: int,
+) -> Any:  # fmt: skip
+    """The worker of an actor, or of this process. `machine`: what a head over pixels needs, else None."""
+    from pipeline.scores.worker import Machine, ScoreWorker
+
+    if machine is None:
+        return ScoreWorker(root, embed, own, run)
+    import torch
+
+    torch.set_num_threads(threads)
+    device = "cuda" if gpu and torch.cuda.is_available() else "cpu"
+    return ScoreWorker(root, embed, own, run, Machine(machine[0], device, machine[1] or decoders))
+
+
+def _of_pixels(head: Named) -> bool:
+    return isinstance(head.what, Spec) and head.what.backbone is not None
 
 
 def _put_heads(embed: StageFolder, folder: StageFolder, encoder: Encoder, heads: list[Named]) -> None:
@@ -86,14 +116,17 @@ def _put_heads(embed: StageFolder, folder: StageFolder, encoder: Encoder, heads:
     about = json.loads(store.read(f"{embed.base}/{ABOUT}"))
     for named in heads:
         head = _head(named, encoder)
-        if head.spec.layers[0] != about["dim"]:
+        if head.spec.backbone is None and head.spec.layers[0] != about["dim"]:
             told = f"reads {head.spec.layers[0]} numbers, {encoder.name} gives {about['dim']}"
             raise InputError(f"recipe embed.heads.{named.key}: {named.path} {told}")
         spec, tensors = written(head)
         store.replace(f"{folder.base}/heads/{named.key}.safetensors", tensors)
         store.replace(f"{folder.base}/heads/{named.key}.json", spec)
         fault_point("mid-heads", named.key)
-    listed = {"weights_sha256": about["weights_sha256"], "heads": {named.key: named.digest for named in heads}}
+    listed = {
+        "weights_sha256": about["weights_sha256"], "decode": about.get("decode"),
+        "heads": {named.key: named.digest for named in heads},
+    }  # fmt: skip
     store.create(f"{folder.base}/{LISTED}", json.dumps(listed, indent=1).encode() + b"\n")
 
 

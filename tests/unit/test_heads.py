@@ -94,7 +94,8 @@ def test_a_head_survives_its_two_files() -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"input": "pixels"}, "input: input should be 'unit' or 'raw'"),
+        ({"input": "text"}, "input: input should be 'unit', 'raw' or 'pixels'"),
+        ({"input": "pixels"}, "give encoder_sha256 for a head over vectors, backbone for one over pixels"),
         ({"layers": [8]}, "layers: list should have at least 2 items"),
         ({"activation": ["relu"]}, "activation has 1 entries for 2 layers"),
         ({"activation": ["softmax", "none"]}, "softmax is an activation of the last layer alone"),
