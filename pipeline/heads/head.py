@@ -56,7 +56,7 @@ class Spec(BaseModel):
     format: Literal[1] = 1
     column: str = Field(pattern=rf"^{NAME.pattern}$")
     """What the score is called, e.g. aesthetic."""
-    encoder_sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+    encoder_sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
     """The weights of the encoder whose vectors it reads; none for pixels."""
     input: Literal["unit", "raw", "pixels"] = "unit"
     """unit: vectors of length 1; raw: as the tower gives them; pixels: what the backbone makes of the image."""
