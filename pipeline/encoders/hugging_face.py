@@ -6,7 +6,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from pipeline.encoders import checkpoint
-from pipeline.encoders.open_clip import NoDraws
 from pipeline.encoders.source import Source
 from pipeline.errors import InputError
 
@@ -42,8 +41,7 @@ def model_of(source: Source) -> tuple[HuggingFaceTowers, int, Any]:
     config_of: Any = transformers.CLIPConfig if clip else transformers.SiglipConfig
     try:
         config = config_of.from_pretrained(source.folder, local_files_only=True)
-        with NoDraws():
-            model = (transformers.CLIPModel if clip else transformers.SiglipModel)(config)
+        model = (transformers.CLIPModel if clip else transformers.SiglipModel)(config)
     except Exception as error:  # noqa: BLE001 - transformers' and huggingface_hub's own errors about a config
         first = str(error).strip().splitlines()[:1] or [""]
         raise InputError(

@@ -5,7 +5,6 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from pipeline.encoders import checkpoint
@@ -173,18 +172,6 @@ def differing(there: dict[str, Any], here: dict[str, Any]) -> tuple[str, Any, An
     return None
 
 
-class NoDraws(torch.overrides.TorchFunctionMode):
-    """Within it nothing is drawn for weights that a file is about to replace; drawing takes longer than reading."""
-
-    _DRAWS = ("normal_", "uniform_", "trunc_normal_", "kaiming_uniform_", "kaiming_normal_", "xavier_uniform_",
-              "xavier_normal_", "erfinv_", "bernoulli_")  # fmt: skip
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__name__", "") in self._DRAWS:
-            return args[0] if args else (kwargs or {}).get("tensor")
-        return func(*args, **(kwargs or {}))
-
-
 def model_of(source: Source) -> tuple[nn.Module, dict[str, Any]]:
     """The model with its weights, and its config. Raises InputError where weights and architecture do not agree."""
     settings, config, path = source.settings, source.config, source.weights[0]
@@ -193,8 +180,7 @@ def model_of(source: Source) -> tuple[nn.Module, dict[str, Any]]:
     if path.suffix == ".npz":
         if config is None:
             raise InputError(f"{source.place}: weights {path} do not say their architecture; give arch")
-        with NoDraws():
-            model = build(config, source.place)
+        model = build(config, source.place)
         load_big_vision(model, path, source.place)
         return model, config
     read = checkpoint.read(source.weights, source.place)
@@ -205,8 +191,7 @@ def model_of(source: Source) -> tuple[nn.Module, dict[str, Any]]:
         config = config or said
     if config is None:
         raise InputError(_unsaid(source, read.state))
-    with NoDraws():
-        model = build(config, source.place)
+    model = build(config, source.place)
     load_state(model, read.state, source.place, f"weights {settings.weights}")
     return model, config
 
