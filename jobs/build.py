@@ -7,6 +7,7 @@ import yaml
 
 from jobs.arguments import build_parser, load_recipe, run_main
 from pipeline.build import Request, build
+from pipeline.check import check_recipe, named_contents
 from pipeline.errors import InputError
 from pipeline.plan import plan
 from pipeline.stages import STAGES
@@ -36,6 +37,8 @@ def _main(argv: list[str], stage: str | None) -> int:
     flags = parser.parse_args(argv)
     recipe = load_recipe(flags.recipe, flags.set)
     if flags.print_recipe:
+        check_recipe(recipe)
+        named_contents(recipe)
         yaml.safe_dump(recipe.model_dump(mode="json"), sys.stdout, sort_keys=False, allow_unicode=True)
         return 0
     if not flags.output:

@@ -35,8 +35,8 @@ _SLICE: dict[By, str] = {
                     WHEN least(original_width, original_height) < 1600 THEN '800 to 1599 px'
                     ELSE '1600 px and more' END""",
 }
-"""SQL of a row's slice. A reject has the language of the pair that stayed, or none; size is that of the shorter side of
-the fetched image."""
+"""SQL of a row's slice. Size is that of the shorter side of the fetched image. A reject that an older version wrote has
+no language of its own: it has that of the pair that stayed, or none."""
 
 _ENDED = """CASE WHEN status IN ('failed', 'refused') THEN status
                  WHEN reason = 'duplicate' THEN 'duplicate url'
@@ -117,13 +117,13 @@ def _counted(kind: By, there: set[str]) -> str:
     if "decisions" in there:
         joins += " LEFT JOIN (SELECT uid, kept, dropped_by FROM decisions_) s USING (uid)"
     undecided = "'pending'" if "decisions" in there else "'kept'"
-    of_reject = {"lang": "lang", "host": "url", "size": "NULL::INT, NULL::INT"}[kind]
+    of_reject = {"lang": "coalesce(r.lang, p.lang)", "host": "url", "size": "NULL::INT, NULL::INT"}[kind]
     witness = "LEFT JOIN (SELECT uid AS dup_of, lang FROM pairs_) p USING (dup_of)" if kind == "lang" else ""
     return f"""
         SELECT {_SLICE[kind]} AS slice, {_ENDED.format(undecided=undecided)} AS ended, count(*) AS n FROM (
             SELECT {own}, status, reason, detail, {level} AS level, {decided} FROM outcomes_ o {joins}
             UNION ALL
-            SELECT {of_reject}, status, reason, detail, NULL, NULL, NULL FROM rejects_ {witness}
+            SELECT {of_reject}, status, reason, detail, NULL, NULL, NULL FROM rejects_ r {witness}
         ) GROUP BY 1, 2"""
 
 

@@ -1,6 +1,7 @@
 """The stages that a recipe has, the folder of each in a ROOT, and which reads which."""
 
 from pipeline.check import named_contents
+from pipeline.fence import Fence
 from pipeline.storage import Store
 from pipeline.units import StageFolder
 from schemas.recipe import ORDER, PER_ENCODER, Encoder, Recipe, fingerprint
@@ -32,10 +33,10 @@ def stage_folders(store: Store, recipe: Recipe) -> dict[str, StageFolder]:
     """stage → its folder under this recipe: `hashes` too, embed/<encoder> and scores/<encoder> for each encoder, and
     `semantic` where it is asked for. Raises InputError where a file that the recipe names is not there."""
     folders: dict[str, StageFolder] = {}
-    contents = named_contents(recipe)
+    contents, fence = named_contents(recipe), Fence(store)
     for stage in ORDER:
         keys = [f"{stage}/{encoder.name}" for encoder in recipe.embed.encoders] if stage in PER_ENCODER else [stage]
         for key in keys if has_stage(recipe, stage) else []:
             before = {name: folder.fingerprint for name, folder in folders.items()}
-            folders[key] = StageFolder(store, stage, fingerprint(recipe, key, before, contents))
+            folders[key] = StageFolder(store, stage, fingerprint(recipe, key, before, contents), fence)
     return folders

@@ -64,6 +64,7 @@ REJECTS: Final = _table(
     ("dup_of", pa.string(), "uid of the pair that stayed, for duplicates"),
     ("text", pa.string(), "alt text as given, after UTF-8 repair; null where the row had none or was withdrawn"),
     ("text_repaired", pa.bool_(), "url or text held bytes that are not UTF-8; they are U+FFFD now"),
+    ("lang", pa.string(), "language of the text, as in pairs; null where none was asked for, or the row was withdrawn"),
 )
 
 OUTCOMES: Final = _table(

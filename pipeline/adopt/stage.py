@@ -32,6 +32,9 @@ from schemas.records import Adopted, AdoptedTar, Batch, UnitRange
 
 log = logging.getLogger(__name__)
 
+LEFT_OUT_NAMED = 3
+"""Tars left out that are named."""
+
 THREADS = cpu_count() or 2
 """Hashing gives the interpreter's lock back, so threads are enough."""
 
@@ -55,8 +58,12 @@ def make_adopted(store: Store, recipe: Recipe, adoption: Adoption, run: str) -> 
     shards = [shard for shard in dataset.shards if shard.source.source in fresh]
     if not shards:
         return None
-    for name in dataset.leftover:
-        log.warning("%s/%s: no Parquet file beside it says what it holds; it is left out", dataset.store.uri, name)
+    if dataset.leftover:
+        log.warning(
+            "%s: %d tars without a Parquet file beside them, which says what they hold, are left out: %s%s",
+            dataset.store.uri, len(dataset.leftover), ", ".join(dataset.leftover[:LEFT_OUT_NAMED]),
+            " …" if len(dataset.leftover) > LEFT_OUT_NAMED else "",
+        )  # fmt: skip
     settings = {
         "url_col": "url",
         "caption_col": "caption" if "caption" in shards[0].columns else "",

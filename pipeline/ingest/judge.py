@@ -181,7 +181,7 @@ def _forgotten(rows: pa.Table, withdrawn: list[str | None]) -> pa.Table:
         return rows
     gone = pa.array([name is not None for name in withdrawn], pa.bool_())
     for index, field in enumerate(rows.schema):
-        if field.name in ("url", "text", "uid", "dup_of", "text_repaired") or field.name.startswith("src_"):
+        if field.name in ("url", "text", "uid", "dup_of", "text_repaired", "lang") or field.name.startswith("src_"):
             rows = rows.set_column(index, field, pc.if_else(gone, pa.scalar(None, field.type), rows[field.name]))
     return rows
 

@@ -53,13 +53,15 @@ def make(store: Store, scratch: Path, count: int, decided: bool = True) -> list[
         kind = chance.choice(["reject", "dup_url", "failed", "refused", "image", "bytes", "perceptual", "rule", "kept"])
         seen: Row = {"host": HOSTS[url], "lang": lang or "unknown", "size": "no image"}
         if kind == "reject":
-            tables["rejects"].append({**row, "status": "rejected", "reason": "text_rule", "detail": "min_chars"})
-            told.append({**seen, "lang": "unknown", "ended": "text_rule min_chars"})
+            reject = {"status": "rejected", "reason": "text_rule", "detail": "min_chars", "lang": lang}
+            tables["rejects"].append({**row, **reject})
+            told.append({**seen, "ended": "text_rule min_chars"})
             continue
         if kind == "dup_url" and tables["pairs"]:
             witness = chance.choice(tables["pairs"])
-            tables["rejects"].append({**row, "status": "rejected", "reason": "duplicate", "dup_of": witness["uid"]})
-            told.append({**seen, "lang": witness["lang"] or "unknown", "ended": "duplicate url"})
+            duplicate = {"status": "rejected", "reason": "duplicate", "dup_of": witness["uid"], "lang": lang}
+            tables["rejects"].append({**row, **duplicate})
+            told.append({**seen, "lang": lang or witness["lang"] or "unknown", "ended": "duplicate url"})
             continue
         tables["pairs"].append({**row, "lang": lang})
         if kind in ("failed", "refused"):

@@ -204,3 +204,14 @@ def test_a_predicate_that_is_no_condition_on_a_row_is_refused(predicate: str) ->
 def test_texts_of_any_content_pass_through_the_prefilter() -> None:
     texts = ["NUL \0 inside", "x" * 10_000_000, "'; DROP TABLE rows_; --"]
     assert Prefilter({"rule": "length(text) >= 10"}, ["w"]).failing(described(texts)) == [None, None, None]
+
+
+def test_a_reject_says_its_language_as_a_pair_does() -> None:
+    texts = ["Eine schwarze Katze sitzt auf dem Dach des Hauses", "A black cat is sitting on the roof of the house", ""]
+    rows = unit([(f"http://a/{index}", text) for index, text in enumerate(texts)])
+    pairs = judge(rows, untexted=(0,), require_text=False).pairs
+    rejects = judge(rows, prefilter={"none": "false"}).rejects
+    assert dict(zip(pairs["source_row"].to_pylist(), pairs["lang"].to_pylist(), strict=True)) == dict(
+        zip(rejects["source_row"].to_pylist(), rejects["lang"].to_pylist(), strict=True)
+    )
+    assert rejects["lang"].to_pylist()[:2] == ["de", "en"]

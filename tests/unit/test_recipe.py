@@ -5,6 +5,7 @@ import re
 import pytest
 
 from jobs.arguments import load_recipe, recipe_names
+from jobs.build import main as build_main
 from schemas.recipe import Recipe, RecipeError, fingerprint, parse_recipe
 
 
@@ -85,3 +86,22 @@ def test_an_unknown_key_of_a_closed_dict_names_the_nearest(setting: str, told: s
 def test_setting_one_key_of_a_default_leaves_the_others() -> None:
     assert load_recipe("default", ["dedupe.levels.pdq=20"]).dedupe.levels == {"bytes": True, "pdq": 20}
     assert load_recipe("default", ["download.per_host.connections=2"]).download.per_host.per_second == 20
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("select.rules.r=widht > 3", "widht"),
+        ("gates.g=SELECT nothing FROM nowhere", "gate"),
+        ("dedupe.against={imagenet: /nowhere}", "/nowhere"),
+    ],
+)
+def test_a_recipe_that_cannot_be_run_is_not_printed(
+    capsys: pytest.CaptureFixture[str], setting: str, message: str
+) -> None:
+    assert build_main(["--recipe", "default", "--print-recipe"]) == 0
+    assert "rules:" in capsys.readouterr().out
+    assert build_main(["--recipe", "default", "--print-recipe", "--set", setting]) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert printed.out == ""
