@@ -16,6 +16,7 @@ from pipeline.embed.rows import DueRows, ok_uids
 from pipeline.embed.token_process import Tokenizer, TokenPool
 from pipeline.embed.vectors import embeddings, without_vectors
 from pipeline.faults import fault_point
+from pipeline.fence import Fence
 from pipeline.root import ABOUT
 from pipeline.rounds import open_table, table_path
 from pipeline.runner import Result, Unit
@@ -49,7 +50,7 @@ class EmbedWorker:
         """
         self._store = open_store(root)
         self._folders = {key: StageFolder(self._store, *folder) for key, folder in folders.items()}
-        self._folder = StageFolder(self._store, "embed", own)
+        self._folder = StageFolder(self._store, "embed", own, Fence(self._store))
         self._name, self._run = encoder.name, run
         tokens = TokenPool(tokenizer, -(-decoders // DECODERS_A_TOKENIZER))  # it starts while the towers load
         self._encoder = load(device)
