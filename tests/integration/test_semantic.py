@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.dedupe.stage import run_dedupe
+from pipeline.dedupe.stage import needs_hashes, run_dedupe, run_hashes
 from pipeline.errors import InputError, StoreError
 from pipeline.runner import Result
 from pipeline.semantic import decision
@@ -52,7 +52,8 @@ class Embedded:
         store = self.pool.store
         self.folders = {
             "download": self.pool.folder,
-            **{name: StageFolder(store, name.partition("/")[0], f"{name[0]}0") for name in ("dedupe", "embed/tiny")},
+            "embed/tiny": StageFolder(store, "embed", "e0"),
+            **{stage: StageFolder(store, stage, f"{stage[0]}0") for stage in ("hashes", "dedupe")},
             "semantic": StageFolder(store, "semantic", "s0"),
         }
 
@@ -81,6 +82,8 @@ class Embedded:
     def run(self, recipe: Recipe, run: str = "run") -> list[Result]:
         """Run `dedupe` and `semantic`; the results of the latter's units."""
         store, stop = self.pool.store, StopFlag(self.pool.store.uri, run)
+        if needs_hashes(recipe.dedupe):
+            run_hashes(store, recipe, self.folders, self.folders["hashes"], run, stop, lambda result: None)
         run_dedupe(store, recipe, self.folders, self.folders["dedupe"], run, stop, lambda result: None)
         told: list[Result] = []
         run_semantic(store, recipe, self.folders, self.folders["semantic"], run, stop, told.append)
