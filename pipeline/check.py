@@ -5,7 +5,7 @@ import ssl
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from pipeline.adopt.names import HEADS
+from pipeline.adopt.names import HEADS, VECTORS_OF
 from pipeline.download.addresses import AddressPolicy, read_hosts
 from pipeline.download.blocklist import Blocklist
 from pipeline.errors import InputError
@@ -114,8 +114,11 @@ def _check_encoders(recipe: Recipe) -> None:
     if recipe.select.image_based:
         asked["select.image_based.encoder"] = recipe.select.image_based.encoder
     for key, name in asked.items():
-        if name is not None and name not in names:
-            raise InputError(f"recipe {key}: {name} is none of embed.encoders; there are {', '.join(names) or 'none'}")
+        if name is not None and name not in (*names, *VECTORS_OF):
+            raise InputError(
+                f"recipe {key}: {name} is none of embed.encoders ({', '.join(names) or 'none'}), nor of those whose"
+                f" vectors come with downloads ({', '.join(VECTORS_OF)})"
+            )
     if recipe.semantic.overlap_eps is not None and not (names and recipe.dedupe.against):
         raise InputError("recipe semantic.overlap_eps: needs the sets of dedupe.against, and semantic.encoder")
 

@@ -31,6 +31,8 @@ HEADS: Final = {
 
 VECTORS: Final = {"img_emb": (CLIP_RETRIEVAL, "image"), "text_emb": (CLIP_RETRIEVAL, "text")}
 """clip-retrieval's arrays; DataComp's are named <encoder>_img and <encoder>_txt."""
+VECTORS_OF: Final = ("b32", "l14", CLIP_RETRIEVAL)
+"""Encoders whose vectors come with downloads: DataComp's metadata and clip-retrieval's folders."""
 
 
 def clip_columns(names: Iterable[str]) -> dict[str, str]:

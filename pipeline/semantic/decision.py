@@ -67,7 +67,10 @@ class Decision:
             search.clusters = self._clustered(rows.vectors, rows.table)
         gone, witness = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
         for group in groups:
-            found = find.kept_witnesses(search, group, int((group < rows.standing).sum()))
+            standing = int((group < rows.standing).sum())
+            if standing == len(group):
+                continue
+            found = find.kept_witnesses(search, group, standing)
             dropped = np.flatnonzero(found != np.arange(len(group)))
             gone.append(group[dropped])
             witness.append(group[found[dropped]])

@@ -329,7 +329,7 @@ def test_a_sweep_that_is_none_is_refused(text: str) -> None:
         ({"weight": "sum(bytes)"}, "select.weight"),
         ({"weight": "random()"}, "select.weight"),
         ({"weight": "(SELECT 1)"}, "select.weight"),
-        ({"image_based": {"encoder": "l14", "reference": "x.npy"}}, "none of embed.encoders"),
+        ({"image_based": {"encoder": "h14", "reference": "x.npy"}}, "none of embed.encoders"),
         ({"rules": {"image_based": "1 = 1"}}, "choose another"),
     ],
 )

@@ -16,6 +16,7 @@ import pytest
 
 from pipeline.dedupe.stage import needs_hashes, run_dedupe, run_hashes
 from pipeline.errors import InputError, StoreError
+from pipeline.root import adopted_scores
 from pipeline.runner import Result
 from pipeline.semantic import decision
 from pipeline.semantic.stage import run_semantic
@@ -59,7 +60,7 @@ class Embedded:
 
     def unit(
         self, name: str, vectors: Vectors, scores: Mapping[int, float] | None = None, without: Sequence[int] = (),
-        **pool: Any,
+        encoder: str = "tiny", **pool: Any,
     ) -> None:  # fmt: skip
         """A download unit of the numbers from the first of `vectors` on, with these; `without`: failed in embed."""
         numbers = range(min(vectors), max(vectors) + 1)
@@ -70,7 +71,7 @@ class Embedded:
             failed = number in without
             vector = (vectors[number] / np.linalg.norm(vectors[number])).astype(np.float32)
             lines.append({
-                "uid": uid_of(number), "encoder": "tiny", "status": "failed" if failed else "ok",
+                "uid": uid_of(number), "encoder": encoder, "status": "failed" if failed else "ok",
                 "reason": "internal" if failed else None, "image_embedding": None if failed else vector,
                 "text_embedding": None if failed else vector, "clip_score": (scores or {}).get(number, 0.25),
             })  # fmt: skip
@@ -268,6 +269,19 @@ def test_every_unit_made_twice_leaves_what_was_there(tmp_path: Path, monkeypatch
     root.folders["semantic"].sweep()
     assert tables_of(tmp_path) == before
     assert len(before) == 6
+
+
+def test_vectors_that_came_with_a_download_serve_as_well(tmp_path: Path) -> None:
+    root = Embedded(tmp_path)
+    root.folders["embed/tiny"] = adopted_scores(root.pool.store)
+    root.unit("0001-0000000", {0: at(0), 1: at(5), 2: at(90)}, {0: 0.3, 1: 0.2, 2: 0.1}, encoder="l14")
+    [path] = (tmp_path / "embed").rglob("embeddings/*.parquet")
+    table = pq.read_table(path)
+    other = [{**row, "encoder": "b32", "image_embedding": [0.0, 0.0, 1.0]} for row in table.to_pylist()]
+    pq.write_table(pa.concat_tables([pa.Table.from_pylist(other, schema=table.schema), table]), path)
+    del root.folders["embed/tiny"]
+    root.run(parse_recipe({"dedupe": {"levels": {}, "scope": "image"}, "semantic": {"encoder": "l14"}}, "test"))
+    assert root.gone() == {uid_of(1): uid_of(0)}
 
 
 def test_an_encoder_that_embedded_nothing_is_said_so(tmp_path: Path) -> None:
