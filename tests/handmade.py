@@ -60,6 +60,12 @@ class HandmadeRoot:
         file = InputFile(source=f"/lists/{name}.csv", format="csv", bytes=1, etag="0", sha256="0" * 64, rows=rows)
         batch = Batch(batch=name, created_at=now(), run=run, files=[file], rows=rows, settings={}, units=units)
         self.store.create(f"batches/{name}.json", batch.to_bytes())
+        self.record_run(run)
+        self._batches.append(name)
+        return name
+
+    def record_run(self, run: str) -> None:
+        """Say that a run with this recipe has used these folders."""
         record = RunRecord(
             run=run, started_at=now(), command=["build"], who="tester", host="here", versions={},
             recipe=self.recipe.model_dump(mode="json"),
@@ -67,8 +73,6 @@ class HandmadeRoot:
         )  # fmt: skip
         self.store.create(f"runs/{run}.json", record.to_bytes())
         self.store.replace("run.json", record.to_bytes())
-        self._batches.append(name)
-        return name
 
     def add_unit(self, unit: str, numbers: range, run: str = "run", kept: bool = False) -> None:
         """Ingest and download one unit of the batch that its name says."""

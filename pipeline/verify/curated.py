@@ -4,7 +4,7 @@ Dropped rows are checked against the outcomes and hashes they were compared by, 
 compared them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -33,6 +33,7 @@ LEVELS = ("bytes", "perceptual", "semantic")
 _DUPLICATES = "(FROM duplicates WHERE folder = $folder)"
 _DECISIONS = "(FROM decisions WHERE folder = $folder)"
 _OUTCOMES = "(FROM outcomes WHERE folder = $source)"
+_HASHES = "(FROM hashes WHERE folder = $hashes)"
 _PLACE = f"list_position({list(LEVELS)!r}, {{}})"
 
 WITNESSES = (
@@ -59,7 +60,7 @@ WITNESSES = (
         FROM {_DUPLICATES} WHERE level = 'perceptual' AND distance > $radius""",
     f"""SELECT format('{{}} is said to be {{}} bits from {{}}, its hashes differ by {{}}', uid, distance, dup_of, bits)
         FROM (SELECT d.*, bit_count(xor(unhex(h.pdq)::BIT, unhex(w.pdq)::BIT)) AS bits
-              FROM {_DUPLICATES} d JOIN hashes h USING (uid) JOIN hashes w ON d.dup_of = w.uid
+              FROM {_DUPLICATES} d JOIN {_HASHES} h USING (uid) JOIN {_HASHES} w ON d.dup_of = w.uid
               WHERE d.level = 'perceptual')
         WHERE CASE WHEN $dihedral THEN distance > bits ELSE distance <> bits END""",
 )
@@ -87,11 +88,11 @@ _SAMPLES = (
        WHERE d.kept AND s.uid IS NULL""",
 )
 _HASHED = (
-    "SELECT format('uid {} has {} hashes', uid, count(*)) FROM hashes GROUP BY uid HAVING count(*) > 1",
+    f"SELECT format('uid {{}} has {{}} hashes', uid, count(*)) FROM {_HASHES} GROUP BY uid HAVING count(*) > 1",
     f"""SELECT format('uid {{}} has a hash but is no ok outcome', h.uid)
-        FROM hashes h LEFT JOIN {_OUTCOMES} o USING (uid) WHERE o.uid IS NULL""",
+        FROM {_HASHES} h LEFT JOIN {_OUTCOMES} o USING (uid) WHERE o.uid IS NULL""",
     f"""SELECT format('uid {{}} is ok, unit {{}} is hashed, but it has no hash', o.uid, o.unit)
-        FROM {_OUTCOMES} o JOIN (FROM read WHERE folder = 'hashes') r USING (unit) LEFT JOIN hashes h USING (uid)
+        FROM {_OUTCOMES} o JOIN (FROM read WHERE folder = $hashes) r USING (unit) LEFT JOIN {_HASHES} h USING (uid)
         WHERE h.uid IS NULL AND o.generation <= r.generation""",
 )
 
@@ -114,24 +115,28 @@ class Curated:
     scores: dict[str, Folder]
 
 
-def made_from(state: State, shard_made_from: dict[str, str]) -> Curated | None:
-    """What the dataset was made from, or, without one, the current select or dedupe. None where nothing was decided."""
+def made_from(state: State, shard_made_from: dict[str, str]) -> list[Curated]:
+    """What the dataset was made from, then what else is current of select, semantic and dedupe, with what each read."""
     runs = read_runs(state.store)
-
-    def run_of(stage: str, fingerprint: str) -> RunRecord | None:
-        return next((run for run in reversed(runs) if run.stages.get(stage) == fingerprint), None)
-
-    stages = dict(shard_made_from)
-    for stage in ("select", "dedupe"):
+    stages = [shard_made_from] if "select" in shard_made_from else []
+    for stage in ("select", "semantic", "dedupe"):
         folder = state.current.get(stage)
-        if "select" not in stages and folder and (run := run_of(stage, folder.folder.fingerprint)):
-            stages = run.stages
-            break
+        if folder and not any(known.get(stage) == folder.folder.fingerprint for known in stages):
+            stages += [run.stages for run in [_run_of(runs, stage, folder.folder.fingerprint)] if run]
+    return [made for known in stages if (made := _curated(state, runs, known))]
+
+
+def _run_of(runs: Sequence[RunRecord], stage: str, fingerprint: str) -> RunRecord | None:
+    return next((run for run in reversed(runs) if run.stages.get(stage) == fingerprint), None)
+
+
+def _curated(state: State, runs: Sequence[RunRecord], stages: Mapping[str, str]) -> Curated | None:
+    """None where nothing was decided."""
     folders = {folder.base: folder for folder in state.folders}
     found = {stage: folders.get(f"{stage_of(stage)}/{name}") for stage, name in stages.items()}
     if found.get("dedupe") is None or found.get("download") is None:
         return None
-    run = run_of("dedupe", stages["dedupe"])
+    run = _run_of(runs, "dedupe", stages["dedupe"])
     settings = Dedupe.model_validate(run.recipe["dedupe"]) if run else Dedupe()
     by_encoder = {
         stage: {
@@ -139,7 +144,7 @@ def made_from(state: State, shard_made_from: dict[str, str]) -> Curated | None:
         }
         for stage in PER_ENCODER
     }
-    asked = run_of("semantic", stages.get("semantic", ""))
+    asked = _run_of(runs, "semantic", stages.get("semantic", ""))
     compared = Semantic.model_validate(asked.recipe["semantic"]) if asked else Semantic()
     return Curated(
         f"download/{stages['download']}", found.get("hashes"), found["dedupe"], found.get("select"), settings,
@@ -147,15 +152,23 @@ def made_from(state: State, shard_made_from: dict[str, str]) -> Curated | None:
     )  # fmt: skip
 
 
-def check_curated(state: State, made: Curated, report: Report, keys: Keys, pool: ThreadPoolExecutor) -> None:
-    """Read the tables of dedupe, select and hashes, and prove them against each other and the outcomes."""
+def check_curated(
+    state: State, made: Curated, report: Report, keys: Keys, pool: ThreadPoolExecutor, known: set[str]
+) -> None:
+    """Read the tables of dedupe, select and hashes, and prove them against each other and the outcomes.
+
+    `known` are the folders that were read before, which gains these.
+    """
     rows, files = report.check(1, "tables agree with their records"), report.check(4, "recorded files are there, whole")
+    new: set[str] = set()
     for folder, table, columns in (
         (made.hashes, "hashes", HASHES), (made.dedupe, "duplicates", DUPLICATES),
         (made.semantic, "duplicates", DUPLICATES), (made.select, "decisions", DECISIONS),
     ):  # fmt: skip
-        if folder is None:
+        if folder is None or folder.base in known:
             continue
+        new.add(folder.folder.stage)
+        known.add(folder.base)
         keys.add("read", _read(folder))
         read = partial(_unit, state.store, folder, table, columns)
         for unit, found in ordered(pool, read, folder.current.values()):
@@ -167,12 +180,14 @@ def check_curated(state: State, made: Curated, report: Report, keys: Keys, pool:
     values = {
         "source": made.download, "folder": made.dedupe.base if made.dedupe else "", "scope": made.settings.scope,
         "radius": 31 if radius is True else int(radius), "dihedral": made.settings.dihedral,
+        "hashes": made.hashes.base if made.hashes else "",
     }  # fmt: skip
-    check = report.check(3, "dropped duplicates have a kept witness")
-    keys.run(check, WITNESSES, f"SELECT count(*) FROM {_DUPLICATES}", values)
-    if made.hashes:
-        keys.run(report.check(1, "hashes of ok rows"), _HASHED, "SELECT count(*) FROM hashes", values)
-    if made.select:
+    if "dedupe" in new:
+        check = report.check(3, "dropped duplicates have a kept witness")
+        keys.run(check, WITNESSES, f"SELECT count(*) FROM {_DUPLICATES}", values)
+    if "hashes" in new:
+        keys.run(report.check(1, "hashes of ok rows"), _HASHED, f"SELECT count(*) FROM {_HASHES}", values)
+    if "select" in new and made.select:
         values = {
             "source": made.download, "folder": made.select.base, "dedupe": values["folder"],
             "semantic": made.semantic.base if made.semantic else "",
@@ -197,10 +212,9 @@ def _read(folder: Folder) -> pa.Table:
         for unit in descriptors(read_rounds(folder.folder)).values():
             if unit["unit"] in folder.current:
                 read[unit["reads"]] = max(unit["reads_generation"], read.get(unit["reads"], -1))
-    base = "hashes" if folder.folder.stage == "hashes" else folder.base
     return pa.table({
         "unit": pa.array(list(read), pa.string()), "generation": pa.array(list(read.values()), pa.int32()),
-        "folder": pa.array([base] * len(read), pa.string()),
+        "folder": pa.array([folder.base] * len(read), pa.string()),
     })  # fmt: skip
 
 

@@ -61,13 +61,16 @@ _SEMANTIC = (
 
 
 def check_embedded(
-    store: Store, made: Curated, report: Report, keys: Keys, pool: ThreadPoolExecutor, share: float
+    store: Store, made: Curated, report: Report, keys: Keys, pool: ThreadPoolExecutor, share: float, known: set[str]
 ) -> None:
-    """`share` of the units have their vectors read."""
+    """`share` of the units have their vectors read. `known` are the folders read before, which gains these."""
     rows, files = report.check(1, "tables agree with their records"), report.check(4, "recorded files are there, whole")
     length = report.check(2, "vectors of length 1, true cosines")
     for stage, table in (("embed", "embeddings"), ("scores", "scores")):
         for folder in (made.embed if stage == "embed" else made.scores).values():
+            if folder.base in known:
+                continue
+            known.add(folder.base)
             for unit, found, looked, wrong in ordered(
                 pool, partial(_unit, store, folder, table, share), folder.current.values()
             ):

@@ -24,7 +24,7 @@ CREATE TABLE pairs (uid VARCHAR, source VARCHAR, source_row BIGINT, batch VARCHA
 CREATE TABLE rejects (uid VARCHAR, source VARCHAR, source_row BIGINT, batch VARCHAR, reason VARCHAR, dup_of VARCHAR);
 CREATE TABLE outcomes (uid VARCHAR, folder VARCHAR, unit VARCHAR, generation INT, pool_sha256 VARCHAR,
                        sha256 VARCHAR, text_key UBIGINT);
-CREATE TABLE hashes (uid VARCHAR, pdq VARCHAR);
+CREATE TABLE hashes (uid VARCHAR, pdq VARCHAR, folder VARCHAR);
 CREATE TABLE duplicates (uid VARCHAR, dup_of VARCHAR, level VARCHAR, distance DOUBLE, group_id VARCHAR, folder VARCHAR);
 CREATE TABLE embeddings (uid VARCHAR, status VARCHAR, clip_score FLOAT, folder VARCHAR);
 CREATE TABLE scores (uid VARCHAR, clip_score FLOAT, folder VARCHAR);
@@ -38,7 +38,7 @@ COLUMNS = {
     "pairs": ("uid", "source", "source_row", "batch"),
     "rejects": ("uid", "source", "source_row", "batch", "reason", "dup_of"),
     "outcomes": ("uid", "folder", "unit", "generation", "pool_sha256", "sha256", "text"),
-    "hashes": ("uid", "pdq"),
+    "hashes": ("uid", "pdq", "folder"),
     "duplicates": ("uid", "dup_of", "level", "distance", "group_id", "folder"),
     "embeddings": ("uid", "status", "clip_score", "folder"),
     "scores": ("uid", "clip_score", "folder"),

@@ -1,5 +1,6 @@
 """The whole verification: records first, then unit by unit, then what only all units together can show."""
 
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
@@ -55,18 +56,19 @@ def verify(store: Store, share: float = 1.0) -> Report:
         stages = made_from(store, shard) if shard else {}
         made = curated_from(state, stages)
         current = state.current.get("download")
-        source = made.download if made else (current.base if current else "")
-        _units(state, report, keys, pool, share, hashed, source)
+        source = made[0].download if made else (current.base if current else "")
+        _units(state, report, keys, pool, share, hashed, {source, *(one.download for one in made)})
         keys.check_rows(report.check(1, "input rows have one outcome each"))
         keys.check_uids(report.check(1, "uids are unique"))
         keys.check_witnesses(report.check(3, "duplicates have a witness that stayed"))
-        if made:
-            check_curated(state, made, report, keys, pool)
-            check_embedded(store, made, report, keys, pool, share)
+        known: set[str] = set()
+        for one in made:
+            check_curated(state, one, report, keys, pool, known)
+            check_embedded(store, one, report, keys, pool, share, known)
         if shard:
             _dataset(state, shard, report, keys, pool, share, hashed, source)
             if made:
-                check_chosen(made, report, keys)
+                check_chosen(made[0], report, keys)
         _hashes(state, report, pool, share, hashed)
     check_published(state, report, share)
     if unrecorded := state.unrecorded():
@@ -75,11 +77,14 @@ def verify(store: Store, share: float = 1.0) -> Report:
 
 
 def _units(
-    state: State, report: Report, keys: Keys, pool: ThreadPoolExecutor, share: float, hashed: set[str], source: str
-) -> None:
-    """Each unit's tables and pool; `source` is a further download folder that the dataset was made from."""
+    state: State, report: Report, keys: Keys, pool: ThreadPoolExecutor, share: float, hashed: set[str],
+    sources: Collection[str],
+) -> None:  # fmt: skip
+    """Each unit's tables and pool; `sources` are further download folders, which something was made from."""
     ingest = state.current.get("ingest")
-    downloads = [folder for folder in state.folders if folder is state.current.get("download") or folder.base == source]
+    downloads = [
+        folder for folder in state.folders if folder is state.current.get("download") or folder.base in sources
+    ]
     names = sorted({unit for folder in (ingest, *downloads) if folder for unit in folder.current})
     rows, members = report.check(1, "tables agree with their records"), report.check(2, "pool members")
     files = report.check(4, "recorded files are there, whole")

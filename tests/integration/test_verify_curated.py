@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 
+from pipeline.dedupe.stage import run_dedupe
+from pipeline.select.stage import run_select
+from pipeline.stop import StopFlag
 from pipeline.storage import LocalStore
 from pipeline.verify.run import verify
 from schemas.recipe import Recipe
@@ -101,6 +104,27 @@ def test_a_sample_that_select_dropped_and_a_kept_row_without_a_sample_are_found(
     found = breaches(vandal, 5)
     assert any("which select does not keep" in line for line in found)
     assert any("is kept, a round has read its unit" in line for line in found)
+
+
+@pytest.mark.parametrize("change", [{"select": {"rules": {"late": "source_row >= 40"}}}, {"dedupe": {"levels": {}}}])
+def test_what_was_decided_since_and_no_dataset_uses_is_proven_too(
+    vandal: Vandal, change: dict[str, dict[str, Any]]
+) -> None:
+    merged = RECIPE.model_dump() | {name: getattr(RECIPE, name).model_dump() | keys for name, keys in change.items()}
+    since = HandmadeRoot(LocalStore(vandal.root), Recipe.model_validate(merged))
+    since.record_run("20260102T000000-since")
+    stop = StopFlag(str(vandal.root), "since")
+    for stage, run in (("dedupe", run_dedupe), ("select", run_select)):
+        run(since.store, since.recipe, since.folders, since.folders[stage], "since", stop, lambda result: None)
+        folder = since.folders[stage]
+        folder.complete(folder.records(), ["0001"], "2020-01-01T00:00:00.000000+00:00")
+    report = verify(LocalStore(vandal.root))
+    assert not report.breaches, [check.first for check in report.checks]
+    looked = {check.name: check.checked for check in report.checks}
+    assert looked["ok rows have one decision each"] == 72
+    assert looked["samples are what select keeps"] == 20
+    Vandal(vandal.root, since.recipe).rows("select", UNIT, "decisions", lambda rows: [*rows, rows[0]])
+    assert any("has 2 decisions" in line for line in breaches(vandal, 1))
 
 
 def test_counts_that_are_not_those_of_the_table_are_found(vandal: Vandal) -> None:
