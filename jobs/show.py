@@ -136,8 +136,10 @@ def _print_funnel(console: Console, found: Summary) -> None:
     if found.rebuilt:
         console.print(Text(told(found.rebuilt)), soft_wrap=True)
     if found.dataset:
+        pool = ", an index over the pool" if found.mode == "index" else ""
         console.print(
-            Text(f"dataset: {found.dataset} ({found.samples:,} samples in {found.shards:,} shards)"), soft_wrap=True
+            Text(f"dataset: {found.dataset} ({found.samples:,} samples in {found.shards:,} shards{pool})"),
+            soft_wrap=True,
         )
 
 

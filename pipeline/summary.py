@@ -54,6 +54,8 @@ class Summary:
     rebuilt: Rebuilt | None
     """By the last run's download.verify_hash: what became of the rows of an index that was built again."""
     dataset: str | None
+    mode: str | None
+    """tars or index, where there is a dataset."""
     samples: int
     shards: int
 
@@ -110,9 +112,15 @@ def summarise(store: Store) -> Summary:
         eval_sets=_eval_sets(store, folders.get("dedupe"), sum_rows(rows, stage="download", status="ok")),
         rebuilt=rebuilt(runs[-1].recipe, batches.values(), rows) if runs else None,
         dataset=f"{store.uri}/{shard.base}/dataset" if shard and made else None,
+        mode=_mode(store, shard) if shard and made else None,
         samples=sum_rows(rows, stage="shard", status="ok"),
         shards=len(made),
     )
+
+
+def _mode(store: Store, shard: StageFolder) -> str:
+    tagged = store.read_tagged(f"{shard.base}/dataset/dataset.json")
+    return str(json.loads(tagged[0]).get("mode", "tars")) if tagged else "tars"
 
 
 def _eval_sets(store: Store, dedupe: StageFolder | None, pool_rows: int) -> list[dict[str, Any]]:

@@ -9,9 +9,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from jobs.clean import main as clean_main
 from jobs.retract import main as retract_main
 from jobs.show import main as show_main
 from jobs.trace import main as trace_main
+from pipeline.check import check_recipe
 from pipeline.errors import InputError
 from pipeline.shard.index import Index
 from pipeline.shard.pool import PoolMismatchError
@@ -20,7 +22,7 @@ from pipeline.verify.run import verify
 from schemas.recipe import Recipe
 from schemas.tables import INDEX
 from tests.handmade import HandmadeRoot, Vandal
-from tests.integration.test_shard import OK, dataset, digests, make_pool, numbers_of, own, recipe, shard
+from tests.integration.test_shard import OK, dataset, digests, make_pool, members, numbers_of, own, recipe, shard
 from tests.pool_fixture import Pool, caption_of, picture, uid_of
 from tests.running import REPOSITORY
 from tests.scored import ScoredRoot, cosine
@@ -159,7 +161,9 @@ def test_show_and_trace_know_the_samples_of_an_index(tmp_path: Path, capsys: pyt
     made = made_root(f"{tmp_path}/root")
     assert show_main([made.store.uri, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert (told["samples"], told["shards"]) == (28, 2)
+    assert (told["samples"], told["shards"], told["mode"]) == (28, 2, "index")
+    assert show_main([made.store.uri]) == 0
+    assert "28 samples in 2 shards, an index over the pool" in capsys.readouterr().out.replace("\n", " ")
     (sample, *_) = Index(made.store).read()
     assert trace_main([made.store.uri, "--uid", sample.uid, "--json"]) == 0
     (story,) = json.loads(capsys.readouterr().out)
@@ -230,3 +234,29 @@ def test_clip_score_and_weight_reach_the_samples_of_tars_and_indexes(tmp_path: P
         for row in rows:
             assert row["clip_score"] == pytest.approx(cosine(row["uid"], "b32"), abs=1e-6)
             assert row["weight"] == 1.0
+
+
+def test_soft_weights_reach_the_index_and_the_json_of_tars(tmp_path: Path) -> None:
+    asked = {"select": {"weight": "1 + clip_score"}, "dedupe": {"levels": {"bytes": True}}}
+    for mode in ("tars", "index"):
+        chosen = Recipe.model_validate({**asked, "shard": {"number_sample_per_shard": 16, "mode": mode}})
+        made = ScoredRoot(LocalStore(tmp_path / mode), chosen)
+        made.batch(45)
+        made.finish()
+    weights = {sample.uid: sample.weight for sample in Index(LocalStore(tmp_path / "index")).read()}
+    assert weights == {uid: pytest.approx(1 + cosine(uid, "b32"), abs=1e-6) for uid in weights}
+    told = [json.loads(data) for tar in sorted((tmp_path / "tars").glob("shard/*/dataset/*.tar"))
+            for name, data in members(tar) if name.endswith("json")]  # fmt: skip
+    assert {row["uid"]: row["weight"] for row in told} == weights
+
+
+def test_clean_keeps_the_pool_that_an_index_points_to(tmp_path: Path) -> None:
+    made = made_root(f"{tmp_path}/root")
+    before = list(Index(made.store).read())
+    assert clean_main([made.store.uri, "--keep", "1"]) == 0
+    assert list(Index(made.store).read()) == before
+
+
+def test_an_index_of_another_form_is_refused() -> None:
+    with pytest.raises(InputError, match=r"shard\.output_format: an index has no files; leave it out"):
+        check_recipe(Recipe.model_validate({"shard": {"mode": "index", "output_format": "files"}}))
