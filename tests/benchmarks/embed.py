@@ -7,13 +7,15 @@ worker runs in this process as it does in an actor, two units at a time, its dec
 
 * null: an encoder that gives the same vector for everything, beside a bare loop of as many processes that decode the
   same bytes from memory. The aim is 80% of that loop. Wall time says so on a quiet machine; CPU time an image on any.
-* device: an encoder that sleeps batch/2,000 s, busy 95% where decoding keeps up. Images of 64 px, so that it does.
+* device: an encoder that sleeps batch/2,000 s, aim: busy 95% where decoding keeps up. Images of 224 x 224, so that it
+  does, on a quiet machine of two cores; `idle` is what each batch waited, whatever it waited for.
 * vit: ViT-B/32 with random weights; all CPU time outside its towers, aim 2.5 ms an image.
 * agreement: cosines between full and scaled decode and between fp32 and bf16. The weights are random: how many rows
   change side at a published threshold is told, but means little before weights are trained.
 """
 
 import argparse
+import contextlib
 import gc
 import os
 import resource
@@ -65,6 +67,9 @@ class Null:
         self.seconds = seconds
         self.busy: list[tuple[float, float]] = []
 
+    def reset(self) -> None:
+        self.busy.clear()
+
     def encode_images(self, pixels: Any) -> Any:
         start = time.perf_counter()
         if self.seconds:
@@ -91,29 +96,31 @@ class Ran:
     child_mb: float
 
 
-def pool_images(count: int = 300, side: int = 256) -> list[bytes]:
-    process = ImageProcessor(Download(image_size=side))
+def pool_images(count: int = 300, **settings: Any) -> list[bytes]:
+    process = ImageProcessor(Download(**settings))
     return [process(data).data for data in photos()[:count]]
 
 
-def make_pool(root: Path, images: list[bytes], count: int) -> Pool:
+def make_pool(root: Path, images: list[bytes], count: int, rows: int = UNIT) -> Pool:
+    """`count` pairs in units of `rows`."""
     pool = Pool(root)
-    for first in range(0, count, UNIT):
-        numbers = range(first, min(first + UNIT, count))
+    for first in range(0, count, rows):
+        numbers = range(first, min(first + rows, count))
         texts = {number: f"{caption_of(number)}, seen on an ordinary day by somebody passing" for number in numbers}
         pool.unit(
-            f"0001-{first // UNIT:07d}", numbers, images={n: images[n % len(images)] for n in numbers}, texts=texts
+            f"0001-{first // rows:07d}", numbers, images={n: images[n % len(images)] for n in numbers}, texts=texts
         )
     return pool
 
 
 def run(
-    pool: Pool, encoder: Any, settings: Recipe, decoders: int = CORES, name: str = "e0", units_at_a_time: int = 2
-) -> Ran:
-    """The worker over all of the pool, as an actor runs it, after a first unit that is not counted."""
+    pool: Pool, encoder: Any, settings: Recipe, decoders: int = CORES, name: str = "e0", units_at_a_time: int = 2,
+    most: int | None = None,
+) -> Ran:  # fmt: skip
+    """The worker over all of the pool, or `most` units, as an actor runs it, after a first unit that is not counted."""
     folders = curate(pool)
     folders[f"embed/{B32.name}"] = StageFolder(pool.store, "embed", name)
-    due = embed_due(pool.store, settings, folders, B32)
+    due = embed_due(pool.store, settings, folders, B32)[:most]
     upstream = {key: (one.stage, one.fingerprint) for key, one in folders.items() if "/" not in key}
     worker = EmbedWorker(
         pool.store.uri, upstream, name, settings.embed, B32, lambda device: encoder, partial(tokenizer_of, B32),
@@ -123,8 +130,7 @@ def run(
         worker.run(due[0], alone=True)
         for spent in (worker.forward.spent, worker.forward.decoders.spent, worker.forward._tokens.spent):
             spent.clear()
-        if isinstance(encoder, Null):
-            encoder.busy.clear()
+        encoder.reset()
         gc.collect()
         own, children = time.process_time(), sum(map(cpu_of, child_pids()))
         start = time.perf_counter()
@@ -140,7 +146,11 @@ def run(
 
 
 def child_pids() -> list[int]:
-    return [int(pid) for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()]
+    found: list[int] = []
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):  # a thread that has just ended
+            found += map(int, (task / "children").read_text().split())
+    return found
 
 
 def cpu_of(pid: int) -> float:
@@ -205,21 +215,28 @@ def _parts(ran: Ran) -> str:
 
 
 def case_device(count: int, folder: Path) -> None:
-    pool = make_pool(folder, pool_images(side=64), 2 * count + UNIT)
-    print("| device | units at a time | busy | images/s |\n| --- | --- | --- | --- |")
-    for at_a_time in (1, 2):
-        encoder = Null(1 / 2000)
-        ran = run(pool, encoder, settings_of(), name=f"d{at_a_time}", units_at_a_time=at_a_time)
-        slept = sum(end - start for start, end in encoder.busy)
-        whole = encoder.busy[-1][1] - encoder.busy[0][0]
-        print(f"| 2,000/s | {at_a_time} | {slept / whole:.1%} | {ran.images / whole:.0f} |")
+    pool = make_pool(folder, pool_images(image_size=224, resize_mode="center_crop"), 4 * count + UNIT)
+    print("| device | units at a time | busy | images/s | idle ms a batch |\n| --- | --- | --- | --- | --- |")
+    for rate in (2000, 200):
+        for at_a_time in (1, 2):
+            encoder = Null(1 / rate)
+            # A slow device gets a few batches alone: what counts is what happens between them.
+            ran = run(pool, encoder, settings_of(), name=f"d{rate}{at_a_time}", units_at_a_time=at_a_time,
+                      most=len(pool.folder.generations()) if rate == 2000 else 6)  # fmt: skip
+            slept = sum(end - start for start, end in encoder.busy)
+            whole = encoder.busy[-1][1] - encoder.busy[0][0]
+            idle = 1000 * (whole - slept) / len(encoder.busy)
+            print(f"| {rate:,}/s | {at_a_time} | {slept / whole:.1%} | {ran.images / whole:.0f} | {idle:.1f} |")
 
 
 class Clocked:
-    """An encoder with the CPU time of its towers, which other threads' work in them adds to a little."""
+    """An encoder with the CPU time this process spends while it is in the towers."""
 
     def __init__(self, encoder: Any) -> None:
         self._encoder = encoder
+        self.cpu_s = 0.0
+
+    def reset(self) -> None:
         self.cpu_s = 0.0
 
     def __getattr__(self, name: str) -> Any:
@@ -239,23 +256,22 @@ class Clocked:
         return self._timed(self._encoder.encode_texts, tokens)
 
 
-def case_vit(count: int, folder: Path) -> None:
+def case_vit(folder: Path) -> None:
     import torch
 
     from pipeline.encoders.load import load
 
     torch.set_num_threads(CORES)
-    count = min(count, 512)
-    pool = make_pool(folder, pool_images(), count + UNIT)
+    pool = make_pool(folder, pool_images(128), 128 + 64, rows=64)
     print("| ViT-B/32, random weights | pairs/s | CPU ms a pair | in the towers | outside | peak MB |")
     print("| --- | --- | --- | --- | --- | --- |")
     for decode in ("full", "scaled"):
         encoder = Clocked(load(B32))
-        ran = run(pool, encoder, settings_of(decode, 64), name=f"v{decode}")
-        towers = encoder.cpu_s * ran.images / (ran.images + UNIT)
+        # One unit at a time: nothing else is counted as the towers'.
+        ran = run(pool, encoder, settings_of(decode, 64), name=f"v{decode}", units_at_a_time=1)
         print(
             f"| {decode} | {ran.images / ran.seconds:.1f} | {1000 * ran.cpu_s / ran.images:.1f} | "
-            f"{1000 * towers / ran.images:.1f} | {1000 * (ran.cpu_s - towers) / ran.images:.2f} | "
+            f"{1000 * encoder.cpu_s / ran.images:.1f} | {1000 * (ran.cpu_s - encoder.cpu_s) / ran.images:.2f} | "
             f"{ran.own_mb:.0f} + {ran.child_mb:.0f} a child |"
         )
         print(f"  parts, ms a pair ({decode}): {_parts(ran)}")
@@ -268,7 +284,7 @@ def case_agreement(folder: Path) -> None:
     from pipeline.encoders.load import load
 
     torch.set_num_threads(CORES)
-    images = pool_images(150)
+    images = pool_images(100)
     pool = make_pool(folder, images, len(images))
     tables = {}
     for decode, dtype in (("full", "fp32"), ("scaled", "fp32"), ("full", "bf16"), ("scaled", "bf16")):
@@ -313,10 +329,10 @@ def main() -> int:
     print(f"load {os.getloadavg()[0]:.1f}, {os.cpu_count()} cores, {threading.active_count()} thread")
     for case in flags.only:
         with tempfile.TemporaryDirectory() as folder:
-            if case == "agreement":
-                case_agreement(Path(folder))
+            if case in ("vit", "agreement"):
+                {"vit": case_vit, "agreement": case_agreement}[case](Path(folder))
             else:
-                {"null": case_null, "device": case_device, "vit": case_vit}[case](flags.images, Path(folder))
+                {"null": case_null, "device": case_device}[case](flags.images, Path(folder))
     return 0
 
 
