@@ -31,7 +31,8 @@ from schemas.records import Counts, Round, UnitRecord
 log = logging.getLogger(__name__)
 
 FEW = 20_000
-"""Samples that are written in this process: sooner (5,600 a second) than a pool's workers start."""
+FEW_INDEXED = 400_000
+"""Samples that are written in this process: sooner (5,600 a second, 100,000 to an index) than workers start."""
 
 
 def run_shard(
@@ -79,7 +80,8 @@ def _make(
 
     names = {stage: one.fingerprint for stage, one in folders.items()}
     make = partial(ShardWorker, store.uri, recipe, {**names, "shard": folder.fingerprint}, run)
-    if sum(unit["rows"] for unit in units) < FEW:
+    few = FEW_INDEXED if recipe.shard.mode == "index" else FEW
+    if sum(unit["rows"] for unit in units) < few:
         run_here(make, units, stop, heard)
     else:
         lanes = [[{name: unit[name] for name in ("unit", "generation", "rows")}] for unit in units]

@@ -1,4 +1,4 @@
-"""Samples a second of one shard worker, in this process: python -m tests.benchmarks.shard [samples].
+"""Samples a second of one shard worker in this process, as tars and as an index: python -m tests.benchmarks.shard [n].
 
 Units have 10,000 rows of 15 KB images (random bytes behind a JPEG signature: nothing decodes here), all in one pool
 file so that many units fit on a small disk.
@@ -6,6 +6,7 @@ file so that many units fit on a small disk.
 
 import cProfile
 import hashlib
+import json
 import os
 import pstats
 import resource
@@ -20,6 +21,7 @@ import pyarrow.parquet as pq
 
 from pipeline.dedupe.stage import run_dedupe
 from pipeline.select.stage import run_select
+from pipeline.shard.index import Index
 from pipeline.shard.plan import next_round
 from pipeline.shard.stage import ShardWorker
 from pipeline.stop import StopFlag
@@ -34,7 +36,7 @@ UNIT = 10_000
 
 def main(samples: int, root: Path) -> None:
     store = open_store(str(root))
-    download, folder = StageFolder(store, "download", "d"), StageFolder(store, "shard", "s")
+    download = StageFolder(store, "download", "d")
     started = time.perf_counter()
     pool, members = make_pool(store)
     for unit in range(samples // UNIT):
@@ -48,16 +50,25 @@ def main(samples: int, root: Path) -> None:
     started = time.perf_counter()
     round_ = next_round(recipe.shard, download, folders["select"], [], "benchmark")
     assert round_ is not None
-    store.create(f"{folder.base}/rounds/0001.json", round_.to_bytes())
     print(f"planned {len(round_.units)} shards in {time.perf_counter() - started:.2f} s")
-    worker = ShardWorker(str(root), recipe, {"download": "d", "select": "s", "shard": "s"}, "benchmark")
-    for unit in round_.units[:8]:
-        started, cpu = time.perf_counter(), time.process_time()
-        worker.run(dict(unit), alone=True)
-        took, used = time.perf_counter() - started, time.process_time() - cpu
-        rows = unit["rows"]
-        assert isinstance(rows, int)
-        print(f"shard {unit['shard']}: {rows} samples, {rows / took:,.0f}/s, {1e3 * used / rows:.3f} ms CPU each")
+    for mode, name in (("tars", "s"), ("index", "i")):
+        asked = parse_recipe({"dedupe": {"levels": {}}, "shard": {"mode": mode}}, "benchmark")
+        store.create(f"shard/{name}/rounds/0001.json", round_.to_bytes())
+        worker = ShardWorker(str(root), asked, {"download": "d", "select": "s", "shard": name}, "benchmark")
+        for unit in round_.units[:8]:
+            started, cpu = time.perf_counter(), time.process_time()
+            worker.run(dict(unit), alone=True)
+            took, used = time.perf_counter() - started, time.process_time() - cpu
+            rows = unit["rows"]
+            assert isinstance(rows, int)
+            speed = f"{rows / took:,.0f}/s, {1e3 * used / rows:.4f} ms CPU each"
+            print(f"{mode}, shard {unit['shard']}: {rows} samples, {speed}")
+    store.replace("shard/i/dataset/dataset.json", b'{"mode": "index"}')
+    store.replace("shard/i/dataset/sizes.json", json.dumps({f"{s:05d}.parquet": UNIT for s in range(2)}).encode())
+    started, cpu = time.perf_counter(), time.process_time()
+    rows = sum(1 for _ in Index(store, "i").read())
+    took, used = time.perf_counter() - started, time.process_time() - cpu
+    print(f"index read: {rows} images, {rows / took:,.0f}/s, {1e3 * used / rows:.4f} ms CPU each")
     print(f"peak RSS {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10:.0f} MB")
 
 
