@@ -5,8 +5,10 @@
 256 pixels becomes 224 by 7/8), so that what is left to resize is little or nothing.
 """
 
+import contextlib
 import io
 import warnings
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -28,9 +30,31 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 
 def decode_image(data: bytes, preprocess: Preprocess, scaled: bool) -> Pixels:
     """The encoder's input, uint8 RGB [rows, columns, 3]. Raises ImageError decode_error or decoder_crash (memory)."""
+    with judged():
+        return to_pixels(decode_rgb(data, preprocess, scaled), preprocess)
+
+
+def decode_images(data: bytes, preprocesses: Sequence[Preprocess], scaled: bool) -> Iterator[Pixels]:
+    """The input of each of several models, as `decode_image` makes it for one; decoded in full, once for all."""
+    with judged():
+        rgb = None
+        for preprocess in preprocesses:
+            # At a scale, what one model gets must not depend on which others there are.
+            rgb = decode_rgb(data, preprocess, scaled) if rgb is None or scaled else rgb
+            yield to_pixels(rgb, preprocess)
+
+
+def decode_rgb(data: bytes, preprocess: Preprocess, scaled: bool) -> Pixels:
+    """The image, uint8 RGB [height, width, 3], not smaller than what `preprocess` resizes it to. Call it `judged`."""
+    rgb = _jpeg(data, preprocess, scaled) if data[:2] == b"\xff\xd8" else None
+    return _pillow(data) if rgb is None else rgb
+
+
+@contextlib.contextmanager
+def judged() -> Iterator[None]:
+    """What decoders raise as ImageError: decode_error or decoder_crash (memory)."""
     try:
-        rgb = _jpeg(data, preprocess, scaled) if data[:2] == b"\xff\xd8" else None
-        return to_pixels(_pillow(data) if rgb is None else rgb, preprocess)
+        yield
     except MemoryError:
         raise ImageError("decoder_crash", "out of memory") from None
     except UnidentifiedImageError:

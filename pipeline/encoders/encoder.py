@@ -96,7 +96,7 @@ def made(settings: Encoder, device: str) -> LoadedEncoder:
         arch = (
             settings.arch or f"{config.model_type} {vision.hidden_size}x{vision.num_hidden_layers}/{vision.patch_size}"
         )
-        return LoadedEncoder(source, towers, dim, arch, _preprocess(source, told), tokenize, device)
+        return LoadedEncoder(source, towers, dim, arch, preprocess_from(source, told), tokenize, device)
     if source.kind == "untrained":
         assert source.config is not None
         model, said = _untrained(source.config, source.place), source.config
@@ -107,7 +107,7 @@ def made(settings: Encoder, device: str) -> LoadedEncoder:
     told = open_clip.preprocess_of(source, model)
     arch = settings.arch or next(iter(open_clip.known_as(said)), "unnamed")
     towers = open_clip.OpenClipTowers(model)
-    return LoadedEncoder(source, towers, said["embed_dim"], arch, _preprocess(source, told), tokenize, device)
+    return LoadedEncoder(source, towers, said["embed_dim"], arch, preprocess_from(source, told), tokenize, device)
 
 
 def _untrained(config: dict[str, Any], place: str) -> nn.Module:
@@ -129,7 +129,7 @@ def _check_tokens(source: Source, tokenize: Tokenizer, context: int, vocabulary:
         )
 
 
-def _preprocess(source: Source, told: dict[str, Any]) -> Preprocess:
+def preprocess_from(source: Source, told: dict[str, Any]) -> Preprocess:
     size = told["size"]
     rows, columns = (size, size) if isinstance(size, int) else (size[0], size[-1])
     mean, std = (tuple(float(value) for value in told[key]) for key in ("mean", "std"))

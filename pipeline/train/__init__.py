@@ -1,0 +1,1 @@
+"""Contrastive training of open_clip's towers: exact resume, exact accumulation, a ledger of samples."""
