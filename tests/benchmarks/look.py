@@ -23,7 +23,7 @@ from PIL import Image
 
 from pipeline.tables import ROW_GROUP_ROWS
 from schemas.records import Published, PublishedFile, now
-from schemas.tables import DECISIONS, DUPLICATES, OUTCOMES, PAIRS, REJECTS
+from schemas.tables import DECISIONS, DUPLICATES, OUTCOMES, PAIRS, REJECTS, SCORES
 
 UNITS, IMAGES = 200, 20
 WHERE = {
@@ -33,8 +33,11 @@ WHERE = {
     "sha256 LIKE '0000%'": [],
     "status = 'failed' AND caption LIKE '%fox%'": [],
     "level = 'perceptual'": ["--groups"],
+    "true": ["--by", "clip_score", "--deciles"],
+    "kept": ["--by", "clip_score_l14", "--deciles"],
+    "lang = 'de'": ["--by", "clip_score"],
 }
-"""Conditions that match half of the rows, some, and some 30 of 2 million."""
+"""Conditions that match half of the rows, some, and some 30 of 2 million; the last over scores of two encoders."""
 
 
 def make_pool(root: Path) -> list[tuple[str, int, int, str]]:
@@ -91,6 +94,10 @@ def make_root(root: Path, rows: int) -> None:
     publish(root, "pairs", PAIRS, columns)
     publish(root, "decisions", DECISIONS.append(pa.field("pass_words", pa.bool_())), decisions)
     publish(root, "duplicates", DUPLICATES, duplicates)
+    scored = np.repeat(hex_[ok], 2)
+    scores = {"uid": scored, "encoder": np.tile(["b32", "l14"], len(scored) // 2),
+              "clip_score": chance.normal(0.2, 0.1, len(scored)).astype(np.float32)}  # fmt: skip
+    publish(root, "scores", SCORES, scores)
     publish(root, "rejects", REJECTS, {})
     (root / "run.json").write_text("{}")
 
@@ -126,7 +133,8 @@ def main() -> None:
                 used = after.children_user + after.children_system - cpu.children_user - cpu.children_system
                 told = done.stdout.rpartition(": ")[2].strip() or done.stderr.strip()[:60]
                 size = out.stat().st_size / 1e6 if out.exists() else 0
-                print(f"{seconds:>8.2f} {used:>6.2f} {size:>5.1f} MB  {where} ({told}, {suffix})", flush=True)
+                by = " ".join(flags)
+                print(f"{seconds:>8.2f} {used:>6.2f} {size:>5.1f} MB  {where} {by} ({told}, {suffix})", flush=True)
 
 
 if __name__ == "__main__":
