@@ -5,6 +5,7 @@ scripts without spaces metaclip/curation/substr_matching.py, of MetaCLIP 2, arXi
 """
 
 import json
+import re
 import string
 from collections.abc import Iterable, Sequence
 from itertools import chain, count
@@ -31,6 +32,7 @@ _UNSPACED = (
     (0x0E00, 0x0E7F), (0x0E80, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x0F00, 0x0FFF),
 )  # fmt: skip
 """MetaCLIP 2's code points of scripts without spaces: ideographs, Thai, Lao, Burmese, Khmer, Tibetan; not kana."""
+_UNSPACED_CHAR = re.compile("[{}]".format("".join(f"{chr(first)}-{chr(last)}" for first, last in _UNSPACED)))
 _PUNCTUATION = frozenset(string.punctuation + "，。、；：？！“”‘’（）【】《》〈〉「」『』～—")
 
 MEMORY = "1GB"
@@ -68,14 +70,10 @@ def ngrams_wanted(entries: str) -> int | None:
 
 def pattern(entry: str) -> str:
     """An entry between spaces; one in a script without spaces has none at an end in that script or of punctuation."""
-    if not any(_unspaced(char) for char in entry):
+    if entry.isascii() or not _UNSPACED_CHAR.search(entry):
         return f" {entry} "
-    first, last = (_unspaced(char) or char in _PUNCTUATION for char in (entry[0], entry[-1]))
+    first, last = (_UNSPACED_CHAR.match(char) or char in _PUNCTUATION for char in (entry[0], entry[-1]))
     return f"{'' if first else ' '}{entry}{'' if last else ' '}"
-
-
-def _unspaced(char: str) -> bool:
-    return any(first <= ord(char) <= last for first, last in _UNSPACED)
 
 
 def spaced(texts: pa.ChunkedArray | pa.Array) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
@@ -119,7 +117,8 @@ class Matcher:
         entry, first, last = triples.T
         row = np.searchsorted(places, first, side="right") - 1
         inside = last <= places[row + 1]  # an entry with two spaces could reach into the next text
-        pairs = np.unique(row[inside] * len(self.entries) + entry[inside])
+        pairs = np.sort(row[inside] * len(self.entries) + entry[inside])
+        pairs = pairs[np.diff(pairs, prepend=-1) > 0]  # numpy's own unique takes ten times as long
         rows, numbers = np.divmod(pairs, len(self.entries))
         ends = np.concatenate(([0], np.cumsum(np.bincount(rows, minlength=len(texts)))))
         return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), pa.array(numbers, pa.int32()))

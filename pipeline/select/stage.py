@@ -10,6 +10,7 @@ from functools import partial
 
 import pyarrow.parquet as pq
 
+from pipeline.faults import fault_point
 from pipeline.rounds import descriptors, open_round, read_rounds, round_over_round, unfinished
 from pipeline.runner import Result, Unit, run_here
 from pipeline.select.decide import counts_of
@@ -44,6 +45,7 @@ def run_select(
             if not missing:
                 if (plan := deciding.plan(stop.is_set)) is None:
                     return
+                fault_point("before-round", folder.stage)
                 open_round(folder, rounds[-1].model_copy(update={"plan": plan}))
                 missing = unfinished(rounds[-1:], ())
             run_here(partial(SelectWorker, deciding, folder, run), missing, stop, report, THREADS)
