@@ -229,7 +229,7 @@ class Top(Section):
     )
     count: int | None = shapes(None, "rows kept, in place of fraction", ge=1)
     of: Literal["pool", "survivors"] = shapes(
-        "pool", "population of the fraction: the round's rows, or those that all before it leave"
+        "pool", "population, of rows with a value: all of the round, or those that all before it leave"
     )
 
     @model_validator(mode="after")
@@ -240,10 +240,11 @@ class Top(Section):
 
 
 class Balance(Section):
-    """MetaCLIP's balancing, the last of all."""
+    """MetaCLIP's balancing, the last of all. An entry counts once a text, over the rows that all else leaves."""
 
     entries: str = shapes(
-        ..., "file of entries, one a line; or ngrams:N: the N most frequent 1- and 2-grams of the pool"
+        ...,
+        "file of entries, one a line or a .json list; or ngrams:N: the N most frequent 1- and 2-grams of the first round",
     )
     t: int | None = shapes(None, "texts an entry may have before its texts are drawn", ge=1)
     tail: float | None = shapes(
@@ -279,7 +280,11 @@ class Select(Section):
     image_based: ImageBased | None = shapes(None, "keep rows near reference images")
     top: Top | None = shapes(None, "keep the best of a column")
     balance: Balance | None = shapes(None, "balance by metadata entries, after all else")
-    weight: str | None = shapes(None, "SQL number over a row's metadata, in decisions.weight; 1 where not given")
+    weight: str | None = shapes(
+        None,
+        "SQL number over a row's metadata, in decisions.weight of kept rows: 0 where null, negative or not finite; "
+        "1 for all where not given",
+    )
 
 
 class Shard(Section):

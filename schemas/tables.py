@@ -171,9 +171,9 @@ DECISIONS: Final = _table(
     (
         "dropped_by",
         pa.string(),
-        "rule's name, duplicate, contaminated, retracted, uids, not_embedded, top or balance; null where kept",
+        "rule's name, duplicate, contaminated, not_embedded, uids, image_based, top, balance or retracted; null: kept",
     ),
-    ("weight", pa.float32(), "sampling weight"),
+    ("weight", pa.float32(), "sampling weight; where select.weight is given, null for a dropped row"),
 )
 
 SAMPLES: Final = _table(
