@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from pipeline.encoders import checkpoint
 from pipeline.encoders.checkpoint import State
-from pipeline.encoders.source import Source, architectures, registered
+from pipeline.encoders.identity import file_sha256
+from pipeline.encoders.source import Source, architectures, check_activation, published, registered
 from pipeline.errors import InputError
 from schemas.recipe import Encoder
 
@@ -139,13 +140,14 @@ def is_native(state: State) -> bool:
     return needed <= set(state) and bool({"visual.proj", "visual.attnpool.positional_embedding"} & set(state))
 
 
-def known_as(config: dict[str, Any]) -> list[str]:
-    """Names of registered architectures with this config but for the activation."""
-    bare = settled({**config, "quick_gelu": False})
+def known_as(config: dict[str, Any], any_activation: bool = False) -> list[str]:
+    """Names of registered architectures with this config."""
     names = []
     for name in architectures():
         other = registered(Encoder(name="any", arch=name, weights="untrained"))
-        if other["embed_dim"] == config["embed_dim"] and settled({**other, "quick_gelu": False}) == bare:
+        if any_activation:
+            other["quick_gelu"] = config.get("quick_gelu")
+        if other["embed_dim"] == config["embed_dim"] and differing(config, other) is None:
             names.append(name)
     return names
 
@@ -191,6 +193,8 @@ def model_of(source: Source) -> tuple[nn.Module, dict[str, Any]]:
         config = config or said
     if config is None:
         raise InputError(_unsaid(source, read.state))
+    if not source.preprocess and settings.arch is not None:
+        check_activation(settings, config, published(file_sha256(path)))
     model = build(config, source.place)
     load_state(model, read.state, source.place, f"weights {settings.weights}")
     return model, config
@@ -205,15 +209,15 @@ def _agree(place: str, here: dict[str, Any], there: dict[str, Any], name: str, o
 
 def _unsaid(source: Source, state: State) -> str:
     line = f"{source.place}: weights {source.settings.weights} do not say their activation; give arch"
-    names = known_as(inferred(state, False)) if is_native(state) else []
+    names = known_as(inferred(state, False), any_activation=True) if is_native(state) else []
     return f"{line}: {' or '.join(names)}" if names else line
 
 
 def preprocess_of(source: Source, model: nn.Module) -> dict[str, Any]:
     """open_clip's PreprocessCfg for the model, as a dict.
 
-    A config beside the weights and the registry's tag say theirs. A bare file does not: then what every tag of the
-    architecture agrees on, else open_clip's defaults, which are OpenAI's.
+    A config beside the weights and the registry's tag say theirs. A bare file does not: then what the registry says of
+    its digest, or all tags of the architecture agree on, else open_clip's defaults, which are OpenAI's.
     """
     from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
     from open_clip.transform import PreprocessCfg, merge_preprocess_dict
@@ -221,8 +225,9 @@ def preprocess_of(source: Source, model: nn.Module) -> dict[str, Any]:
     chosen: dict[str, Any] = merge_preprocess_dict(PreprocessCfg(), source.preprocess)
     if not source.preprocess and source.settings.arch is not None:
         name = source.settings.arch.replace("/", "-")
-        told = [merge_preprocess_dict(PreprocessCfg(), get_pretrained_cfg(name, tag))
-                for tag in list_pretrained_tags_by_model(name)]  # fmt: skip
+        known = [published(file_sha256(path)) for path in source.weights]
+        tags = [get_pretrained_cfg(name, tag) for tag in list_pretrained_tags_by_model(name)]
+        told = [merge_preprocess_dict(PreprocessCfg(), one) for one in (known if any(known) else tags)]
         if told and all(one == told[0] for one in told):
             chosen = told[0]
     return {**chosen, "size": model.visual.image_size}  # type: ignore[union-attr]

@@ -159,18 +159,59 @@ def _tagged(settings: Encoder, arch: str, config: dict[str, Any] | None) -> Sour
         tags = registry.list_pretrained_tags_by_model(name)
         near = nearest(settings.weights, tags) if tags else "; it has none"
         raise InputError(f"encoder {settings.name}: weights {settings.weights} is no file, and no tag of {arch}{near}")
-    if bool(said.get("quick_gelu")) != bool((config or {}).get("quick_gelu")):
-        kind = "QuickGELU" if said.get("quick_gelu") else "GELU"
-        other = f"{name}-quickgelu" if said.get("quick_gelu") else name.removesuffix("-quickgelu")
-        raise InputError(
-            f"encoder {settings.name}: {arch} of {settings.weights} was trained with {kind}; give arch: {other}"
-        )
+    check_activation(settings, config or {}, said)
     try:
-        path = registry.download_pretrained(said)
+        path = _downloaded(said)
     except Exception as error:  # noqa: BLE001 - whatever a hub or the network raises, the way out is the same
         first = str(error).strip().split("\n")[0][:200]
         raise InputError(
             f"encoder {settings.name}: weights {settings.weights} of {arch} are not in the cache and could not be "
             f"fetched ({type(error).__name__}: {first}); download them elsewhere and give their path"
         ) from None
-    return Source("open_clip", settings, (Path(path),), config, dict(said))
+    return Source("open_clip", settings, (path,), config, dict(said))
+
+
+def check_activation(settings: Encoder, config: dict[str, Any], said: dict[str, Any]) -> None:
+    """Raises InputError where the registry knows the weights to be trained with the other activation."""
+    if said and bool(said.get("quick_gelu")) != bool(config.get("quick_gelu")):
+        name = (settings.arch or "").replace("/", "-").removesuffix("-quickgelu")
+        kind, other = ("QuickGELU", f"{name}-quickgelu") if said.get("quick_gelu") else ("GELU", name)
+        raise InputError(
+            f"encoder {settings.name}: weights {settings.weights} were trained with {kind}; give arch: {other}"
+        )
+
+
+def published(sha256: str) -> dict[str, Any]:
+    """What the registry says of a file by its digest, which the URLs of OpenAI's and open_clip's releases carry."""
+    import open_clip.pretrained as registry
+
+    for arch, tag in registry.list_pretrained():
+        said: dict[str, Any] = registry.get_pretrained_cfg(arch, tag)
+        url = said.get("url", "")
+        parts = url.split("/")
+        known = (
+            parts[-2] if "openaipublic" in url else Path(url).stem.rpartition("-")[2] if "mlfoundations" in url else ""
+        )
+        if len(known) >= 8 and sha256.startswith(known):
+            return dict(said)
+    return {}
+
+
+def _downloaded(said: dict[str, Any]) -> Path:
+    """The file of a tag: from a cache, and only else from the hub, or the web where it is on no hub."""
+    import huggingface_hub
+    import open_clip.pretrained as registry
+
+    repository, _, name = said.get("hf_hub", "").rpartition("/")
+    names = [registry.HF_SAFE_WEIGHTS_NAME, registry.HF_WEIGHTS_NAME]
+    if name:
+        names = [str(Path(name).with_suffix(".safetensors")), name]
+    for cached in names if repository else ():
+        path = huggingface_hub.try_to_load_from_cache(repository, cached)
+        if isinstance(path, str):
+            return Path(path)
+    url = said.get("url", "")
+    if repository and not (url and Path("~/.cache/clip", url.rpartition("/")[2]).expanduser().is_file()):
+        huggingface_hub.HfApi().model_info(repository, timeout=10)  # at once where there is no hub: a download retries
+        return Path(registry.download_pretrained(said))
+    return Path(registry.download_pretrained(said, prefer_hf_hub=False))
