@@ -10,8 +10,8 @@ from pipeline.retract.tombstone import FOLDER, Tombstones
 from pipeline.storage import Store
 from schemas.recipe import ORDER
 
-PAGES = ("html", "htm", "pdf", "svg", "png", "jpg", "jpeg", "webp", "gif", "avif", "tar", "zip")
-"""Endings of contact sheets, pages and copies of images: what they show cannot be looked up."""
+PAGES = ("html", "htm", "pdf", "svg", "png", "jpg", "jpeg", "webp", "gif", "avif", "tar", "zip", "npy", "npz")
+"""Endings of contact sheets, pages, copies of images, exported uids and vectors: what they hold is no text to look in."""
 
 _OURS = (*(f"{name}/" for name in (*ORDER, "batches", "runs", "tables", FOLDER)), "run.json", "lease.json", "views.sql")
 _HEX = re.compile(rb"(?<![0-9a-f])(?:[0-9a-f]{64}|[0-9a-f]{40}|[0-9a-f]{32})(?![0-9a-f])")

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.export import main
+from jobs.retract import main as retract_main
 from pipeline.export.clip_retrieval import write_clip_retrieval
 from pipeline.storage import LocalStore, Store, open_store
 from schemas.recipe import Recipe
@@ -164,3 +165,14 @@ def test_what_was_exported_can_be_adopted_beside_its_shards(made: ScoredRoot, tm
     found, given = sidecars.vectors(("clip_retrieval", "image"), sidecars.find(keys["image_path"].tolist()))
     assert given.all()
     assert np.array_equal(found, np.stack([vectors(uid, "b32")[0] for uid in keys["uid"]]).astype(np.float16))
+
+
+def test_a_retraction_removes_an_export_that_lies_in_the_root(tmp_path: Path) -> None:
+    made = ScoredRoot(LocalStore(tmp_path / "root"), RECIPE)
+    made.batch(40)
+    made.finish()
+    out = tmp_path / "root" / "exported"
+    write_clip_retrieval(made.store, str(out), "b32")
+    (tmp_path / "list.txt").write_text(f"uid:{min(wanted(made, 'b32'))}\n")
+    assert retract_main([made.store.uri, "--list", str(tmp_path / "list.txt"), "--why", "asked"]) == 0
+    assert not [path for path in out.rglob("*") if path.is_file()]

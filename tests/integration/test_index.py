@@ -257,6 +257,27 @@ def test_clean_keeps_the_pool_that_an_index_points_to(tmp_path: Path) -> None:
     assert list(Index(made.store).read()) == before
 
 
+def test_images_of_adopted_tars_are_read_where_they_are(tmp_path: Path) -> None:
+    vandal = Vandal(tmp_path / "root", INDEXED)
+    vandal.made.batch(20)
+    tar = vandal.path("download", "0001-0000000", "pool")
+    images = tar.read_bytes()
+    away = tmp_path / "elsewhere" / "00000.tar"
+    away.parent.mkdir()
+    away.write_bytes(images)
+    vandal.rows(
+        "download", "0001-0000000", "outcomes",
+        lambda rows: [{**row, "pool_file": f"file://{away}" if row["pool_file"] else None} for row in rows],
+    )  # fmt: skip
+    tar.unlink()
+    vandal.made.finish()
+    index = Index(vandal.made.store)
+    assert set(index.table("00000.parquet")["pool_file"].to_pylist()) == {f"file://{away}"}
+    found = [sample.image for sample in index.read()]
+    assert len(found) == 12
+    assert all(image in images for image in found)
+
+
 def test_an_index_of_another_form_is_refused() -> None:
     with pytest.raises(InputError, match=r"shard\.output_format: an index has no files; leave it out"):
         check_recipe(Recipe.model_validate({"shard": {"mode": "index", "output_format": "files"}}))
