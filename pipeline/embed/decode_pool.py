@@ -9,6 +9,7 @@ import pickle
 import queue
 import threading
 from collections import defaultdict, deque
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -61,10 +62,18 @@ class DecodePool:
     `spent`: CPU seconds of the processes, for `read` and for `decode`.
     """
 
-    def __init__(self, root: str, preprocess: Preprocess, scaled: bool, ring: Ring, processes: int) -> None:
+    def __init__(
+        self, root: str, preprocess: Preprocess, scaled: bool, ring: Ring, processes: int,
+        beside: Sequence[tuple[Preprocess, Ring]] = (),
+    ) -> None:  # fmt: skip
+        """`beside`: other models' inputs of the same images, and rings of as many slots that they go to."""
         self._ring = ring
-        self._first = {"root": root, "scaled": scaled, "fd": ring.fd, "ring": ring.shape.to_json()}
-        self._preprocess = pickle.dumps(preprocess)
+        rings = [ring, *(other for _, other in beside)]
+        self._fds = [one.fd for one in rings]
+        self._first = {
+            "root": root, "scaled": scaled, "fds": self._fds, "rings": [one.shape.to_json() for one in rings]
+        }  # fmt: skip
+        self._preprocesses = pickle.dumps([preprocess, *(other for other, _ in beside)])
         self._tasks: queue.Queue[_Task | None] = queue.Queue()
         self._lock = threading.Lock()
         self.spent: defaultdict[str, float] = defaultdict(float)
@@ -143,7 +152,7 @@ class DecodePool:
             return None
 
     def _start(self) -> ChildProcess:
-        child = ChildProcess("pipeline.embed.decode_process", self._first, self._preprocess, [self._ring.fd])
+        child = ChildProcess("pipeline.embed.decode_process", self._first, self._preprocesses, self._fds)
         try:
             child.receive()
         except (OSError, EOFError, ValueError):

@@ -17,7 +17,7 @@ from typing import IO, Any, Final
 import pyarrow as pa
 
 from pipeline.embed.child import frames_of_parent
-from pipeline.embed.decode import decode_image
+from pipeline.embed.decode import decode_images
 from pipeline.embed.ring import DONE, FAILED, UNDER_WAY, Ring, Shape
 from pipeline.errors import StoreError
 from pipeline.faults import fault_point
@@ -40,9 +40,10 @@ def main() -> None:
     start_lean()
     requests, replies = frames_of_parent()
     first, data = receive(requests)
-    preprocess = pickle.loads(data)  # our own parent's
-    ring = Ring(Shape(**first["ring"]), first["fd"])
-    pixels = ring.pixels.reshape(ring.shape.slots, ring.shape.height, ring.shape.width, 3)
+    preprocesses = pickle.loads(data)  # our own parent's
+    rings = [Ring(Shape(**shape), fd) for shape, fd in zip(first["rings"], first["fds"], strict=True)]
+    pixels = [ring.pixels.reshape(-1, *ring.pixels.shape[2:]) for ring in rings]
+    status = rings[0].status
     _limit_memory()
     send(replies, {})
     for task, images, read_s in _reading_ahead(requests, first["root"]):
@@ -52,16 +53,17 @@ def main() -> None:
         start = time.thread_time()
         failed: dict[str, list[str]] = {}
         for slot, digest, image in zip(task["slots"], task["pool_sha256"], images, strict=True):
-            ring.status[slot] = UNDER_WAY
+            status[slot] = UNDER_WAY
             signal.alarm(IMAGE_SECONDS)
             fault_point("decode", digest)
             try:
-                pixels[slot] = decode_image(image, preprocess, first["scaled"])
-                ring.status[slot] = DONE
+                for own, made in zip(pixels, decode_images(image, preprocesses, first["scaled"]), strict=True):
+                    own[slot] = made
+                status[slot] = DONE
             except ImageError as error:
-                pixels[slot] = 0
+                pixels[0][slot] = 0
                 failed[str(slot)] = [error.reason, error.detail]
-                ring.status[slot] = FAILED
+                status[slot] = FAILED
         signal.alarm(0)
         send(replies, {"failed": failed, "read": read_s, "decode": time.thread_time() - start})
 

@@ -7,11 +7,12 @@ next depends on what is ready, but never what is in a batch.
 import sys
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from queue import Empty, Queue
 from threading import Lock
+from types import MappingProxyType
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -47,13 +48,26 @@ class Encoder(Protocol):
     def text_lengths(self, tokens: Tokens) -> NDArray[np.int64]: ...
 
 
+class Beside(Protocol):
+    """Another model over the same images: pipeline.heads.pixels.PixelModel."""
+
+    preprocess: Preprocess
+    outputs: int
+
+    def __call__(self, pixels: NDArray[np.uint8]) -> Floats: ...
+
+
 @dataclass(frozen=True)
 class Encoded:
-    """Vectors [rows, dim] as the towers gave them; row → (reason, detail) of the rows without an image."""
+    """Vectors [rows, dim] as the towers gave them; row → (reason, detail) of the rows without an image.
+
+    `beside`: what the models beside the encoder gave, [rows, outputs] each; NaN in rows without an image.
+    """
 
     image: Floats
     text: Floats
     failed: dict[int, tuple[str, str]]
+    beside: dict[str, Floats]
 
 
 @dataclass(frozen=True)
@@ -72,14 +86,19 @@ class Forward:
     """
 
     def __init__(
-        self, root: str, encoder: Encoder, device: str, batch: int, scaled: bool, decoders: int, tokens: TokenPool
-    ) -> None:
+        self, root: str, encoder: Encoder, device: str, batch: int, scaled: bool, decoders: int, tokens: TokenPool,
+        beside: Mapping[str, Beside] = MappingProxyType({}),
+    ) -> None:  # fmt: skip
         height, width = encoder.preprocess.size
         self._encoder, self._device, self._batch, self._tokens = encoder, device, batch, tokens
         self._ring = Ring(Shape(BUFFERS, batch, height, width))
+        self._beside = {
+            name: (model, Ring(Shape(BUFFERS, batch, *model.preprocess.size))) for name, model in beside.items()
+        }
         if device != "cpu":
             _pin(self._ring)
-        self.decoders = DecodePool(root, encoder.preprocess, scaled, self._ring, decoders)
+        others = [(model.preprocess, ring) for model, ring in self._beside.values()]
+        self.decoders = DecodePool(root, encoder.preprocess, scaled, self._ring, decoders, others)
         self._free: Queue[int] = Queue()
         for buffer in range(BUFFERS):
             self._free.put(buffer)
@@ -91,7 +110,8 @@ class Forward:
     def close(self) -> None:
         self.decoders.close()
         self._tokens.close()
-        self._ring.close()
+        for ring in (self._ring, *(ring for _, ring in self._beside.values())):
+            ring.close()
 
     def run(self, rows: pa.Table, batch_done: Callable[[], None] = lambda: None) -> Encoded:
         """Encode rows (caption and decode_pool.COLUMNS). Pairs that share a pool member or a caption share its vector.
@@ -107,7 +127,8 @@ class Forward:
         finally:
             unit.release()
         failed = {row: unit.failed[image] for row, image in enumerate(image_of.tolist()) if image in unit.failed}
-        return Encoded(unit.images[image_of], unit.texts[text_of], failed)
+        beside = {name: scores[image_of] for name, scores in unit.beside.items()}
+        return Encoded(unit.images[image_of], unit.texts[text_of], failed, beside)
 
     def encode_images(self, buffer: int, rows: int) -> Floats:
         """Vectors [rows, dim] of the first images of a buffer."""
@@ -121,6 +142,14 @@ class Forward:
             pixels = torch.from_numpy(pixels).to(self._device, non_blocking=True).permute(0, 3, 1, 2)
             self.spent["transfer"] += time.perf_counter() - start
             return self._timed("image", self._encoder.encode_images, pixels)
+
+    def score_images(self, buffer: int, rows: int) -> dict[str, Floats]:
+        """What each model beside the encoder makes of the same images, [rows, outputs]."""
+        made = {}
+        for name, (model, ring) in self._beside.items():
+            with self._towers:
+                made[name] = self._timed("beside", model, ring.pixels[buffer, :rows])
+        return made
 
     def encode_texts(self, tokens: Tokens) -> Floats:
         """Vectors [rows, dim] of tokens [rows, context]."""
@@ -160,6 +189,10 @@ class _Unit:
         self._encoder = forward._encoder
         self.images: Floats = np.zeros((members.num_rows, self._encoder.dim), np.float32)
         self.texts: Floats = np.zeros((len(captions), self._encoder.dim), np.float32)
+        self.beside: dict[str, Floats] = {
+            name: np.full((members.num_rows, model.outputs), np.nan, np.float32)
+            for name, (model, _) in forward._beside.items()
+        }
         self.failed: dict[int, tuple[str, str]] = {}
         self._starts = deque(range(0, members.num_rows, self._batch))
         self._decoding: deque[_Decoding] = deque()
@@ -212,6 +245,9 @@ class _Unit:
         batch = self._decoding[0]
         failed = batch.ready.result()
         self.images[batch.start : batch.start + batch.rows] = self._forward.encode_images(batch.buffer, batch.rows)
+        for name, scores in self._forward.score_images(batch.buffer, batch.rows).items():
+            scores[list(failed)] = np.nan
+            self.beside[name][batch.start : batch.start + batch.rows] = scores
         self.failed.update({batch.start + place: why for place, why in failed.items()})
         self._decoding.popleft()
         self._free.put(batch.buffer)

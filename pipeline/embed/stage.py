@@ -121,8 +121,19 @@ def make_worker(
     device = "cuda" if gpu and torch.cuda.is_available() else "cpu"
     return EmbedWorker(
         root, upstream, own, recipe.embed, encoder, partial(load, encoder), partial(tokenizer_of, encoder), run,
-        device, recipe.embed.decoders or decoders,
+        device, recipe.embed.decoders or decoders, partial(pixel_models, recipe, encoder),
     )  # fmt: skip
+
+
+def pixel_models(recipe: Recipe, encoder: Encoder, device: str) -> dict[str, Any]:
+    """The recipe's heads over pixels, which see an image while this encoder does: digest → model."""
+    if not recipe.embed.heads:
+        return {}
+    from pipeline.heads.pixels import PixelModel
+    from pipeline.heads.recipe import named_heads, read_head
+
+    named = [head for head in named_heads(recipe, encoder) if head.over_pixels]
+    return {head.digest: PixelModel(read_head(head), head.path, device) for head in named}
 
 
 def plan_of(recipe: Recipe, stage: str, make: Callable[[bool, int, int], UnitWorker], concurrent: int) -> Pass:

@@ -11,10 +11,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.embed.forward import Encoder, Forward
+from pipeline.embed.beside import BESIDE, read_scored, scored
+from pipeline.embed.forward import Beside, Encoder, Forward
 from pipeline.embed.rows import DueRows, ok_uids
 from pipeline.embed.token_process import Tokenizer, TokenPool
-from pipeline.embed.vectors import embeddings, without_vectors
+from pipeline.embed.vectors import Floats, embeddings, without_vectors
 from pipeline.faults import fault_point
 from pipeline.fence import Fence
 from pipeline.root import ABOUT
@@ -42,11 +43,12 @@ class EmbedWorker:
     def __init__(
         self, root: str, folders: Mapping[str, tuple[str, str]], own: str, settings: recipe.Embed,
         encoder: recipe.Encoder, load: Callable[[str], Encoder], tokenizer: Callable[[], Tokenizer], run: str,
-        device: str = "cpu", decoders: int = 1,
+        device: str = "cpu", decoders: int = 1, beside: Callable[[str], Mapping[str, Beside]] = lambda device: {},
     ) -> None:  # fmt: skip
         """`folders`: key → (stage, fingerprint) of the stages before; `own`: this encoder's fingerprint.
 
-        `load` gives the encoder on a device; `tokenizer`, called in a process of its own, what tokenises for it.
+        `load` gives the encoder on a device; `tokenizer`, called in a process of its own, what tokenises for it;
+        `beside` the models that score the same images, by the digest of each.
         """
         self._store = open_store(root)
         self._folders = {key: StageFolder(self._store, *folder) for key, folder in folders.items()}
@@ -55,7 +57,10 @@ class EmbedWorker:
         tokens = TokenPool(tokenizer, -(-decoders // DECODERS_A_TOKENIZER))  # it starts while the towers load
         self._encoder = load(device)
         scaled = settings.decode == "scaled"
-        self.forward = Forward(self._store.uri, self._encoder, device, settings.batch_size, scaled, decoders, tokens)
+        self._beside = dict(beside(device))
+        self.forward = Forward(
+            self._store.uri, self._encoder, device, settings.batch_size, scaled, decoders, tokens, self._beside
+        )
         self._due, self._due_lock = DueRows(self._folders, settings.eligible), Lock()
         about = {
             **encoder.model_dump(), "arch": self._encoder.arch, "weights_sha256": self._encoder.weights_sha256,
@@ -91,8 +96,9 @@ class EmbedWorker:
         with self._due_lock:
             rows = self._due.read(unit["reads"])
         rows = rows.filter(pc.invert(pc.is_in(rows["uid"], earlier["uid"].combine_chunks())))
+        beside: dict[str, Floats] = {}
         if attempt.lone_deaths < MAX_LONE_DEATHS:
-            made = self._embed(rows, attempt)
+            made, beside = self._embed(rows, attempt)
         else:
             detail = f"{attempt.lone_deaths} workers died at this unit"
             made = without_vectors(rows["uid"], self._name, "internal", detail)
@@ -105,13 +111,26 @@ class EmbedWorker:
         write(table, local)
         counts = count(table["status"].to_pylist(), table["reason"].to_pylist())
         outputs = [Output("embeddings", local, table.num_rows)]
+        for name, scores in beside.items():
+            scores_table = self._with_earlier(attempt, name, scored(rows["uid"], scores))
+            scores_table = scores_table.filter(pc.is_in(scores_table["uid"], table["uid"].combine_chunks()))
+            pq.write_table(scores_table, scratch / f"{name}.parquet", compression="zstd")
+            outputs.append(Output(f"{BESIDE}{name}", scratch / f"{name}.parquet", scores_table.num_rows))
         record = self._folder.commit(attempt, outputs, counts, table.num_rows, unit["input"])
         self.forward.spent["write"] += time.perf_counter() - start
         return record, new
 
-    def _embed(self, rows: pa.Table, attempt: Attempt) -> pa.Table:
+    def _embed(self, rows: pa.Table, attempt: Attempt) -> tuple[pa.Table, dict[str, Floats]]:
         made = self.forward.run(rows, lambda: fault_point("mid-embed", attempt.unit))
-        return embeddings(rows["uid"], self._name, made.image, made.text, made.failed)
+        return embeddings(rows["uid"], self._name, made.image, made.text, made.failed), made.beside
+
+    def _with_earlier(self, attempt: Attempt, name: str, made: pa.Table) -> pa.Table:
+        """Scores of a head over pixels after those of the unit's latest generation, where that has them."""
+        for generation in range(attempt.generation - 1, -1, -1):
+            if (record := self._folder.committed(attempt.unit, generation)) is not None:
+                earlier = read_scored(self._folder, record, name)
+                return made if earlier is None else pa.concat_tables([earlier, made])
+        return made
 
     def _earlier(self, attempt: Attempt) -> pa.Table:
         """The rows of the unit's latest generation."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pipeline.encoders.identity import file_sha256, identify
 from pipeline.errors import InputError
-from pipeline.heads.head import NAME, Spec, read_spec
+from pipeline.heads.head import NAME, Head, Spec, read_spec, read_tensors
 from pipeline.heads.labels import Labels, read_labels
 from pipeline.storage import holder
 from schemas.recipe import Embed, Encoder, Recipe, digest
@@ -26,6 +26,10 @@ class Named:
     @property
     def columns(self) -> list[str]:
         return self.what.columns(self.key)
+
+    @property
+    def over_pixels(self) -> bool:
+        return isinstance(self.what, Spec) and self.what.backbone is not None
 
 
 def heads_of(recipe: Recipe, encoder: Encoder) -> dict[str, str]:
@@ -53,6 +57,13 @@ def content(path: str, place: str) -> bytes:
         return store.read(name)
     except OSError as error:
         raise InputError(f"{place}: {path} cannot be read: {error.strerror or error}") from None
+
+
+def read_head(named: Named) -> Head:
+    """A head of two files with its weights. Raises InputError."""
+    assert isinstance(named.what, Spec)
+    place, path = f"recipe embed.heads.{named.key}", weights_of(named.path)
+    return read_tensors(named.what, content(path, place), f"{place}: {path}")
 
 
 def weights_of(path: str) -> str:
@@ -105,7 +116,7 @@ def _owner(embed: Embed, head: Named) -> str:
     names = [encoder.name for encoder in embed.encoders]
     if not names:
         raise InputError(f"{place}: there is no encoder in embed.encoders whose vectors it could read")
-    if isinstance(head.what, Spec) and head.what.backbone is not None:
+    if head.over_pixels:
         return names[0]
     if isinstance(head.what, Labels):
         name = head.what.encoder or (names[0] if len(names) == 1 else None)

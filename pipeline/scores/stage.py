@@ -14,11 +14,12 @@ from contextlib import closing
 from functools import partial
 from typing import Any
 
+from pipeline.embed.beside import BESIDE
 from pipeline.errors import InputError, StoreError
 from pipeline.faults import fault_point
-from pipeline.heads.head import Head, Spec, read_tensors, written
-from pipeline.heads.labels import zero_shot
-from pipeline.heads.recipe import Named, content, heads_of, named_heads, weights_of
+from pipeline.heads.head import Head, written
+from pipeline.heads.labels import Labels, zero_shot
+from pipeline.heads.recipe import Named, heads_of, named_heads, read_head
 from pipeline.root import ABOUT
 from pipeline.runner import Pass, Result, Unit, run_here, run_units
 from pipeline.stop import StopFlag
@@ -69,14 +70,17 @@ def run_scores(
         else:
             report(result)
 
-    machine = (folders["download"].fingerprint, recipe.embed.decoders) if any(map(_of_pixels, heads)) else None
+    pixels = [f"{BESIDE}{head.digest}" for head in heads if head.over_pixels]
+    machine = (folders["download"].fingerprint, recipe.embed.decoders) if pixels else None
     make = partial(make_worker, store.uri, embed.fingerprint, folder.fingerprint, run, machine)
     rows = sum(unit["rows"] for unit in due)
-    if machine and (rows >= FEW_IMAGES or (recipe.ray.address or os.environ.get("RAY_ADDRESS") or "local") != "local"):
+    unseen = sum(unit["rows"] for unit in due if set(pixels) - _tables(embed, unit)) if pixels else 0
+    address = recipe.ray.address or os.environ.get("RAY_ADDRESS") or "local"
+    if unseen and (unseen >= FEW_IMAGES or address != "local"):
         from pipeline.embed.stage import plan_of
 
         run_units(recipe, plan_of(recipe, "scores", make, 1), [[unit] for unit in due], stop, heard)
-    elif machine:
+    elif unseen:
         cores = os.cpu_count() or 1
         with closing(make(recipe.embed.num_gpus > 0, cores, cores)) as worker:
             run_here(lambda: worker, due, stop, heard, workers=1)
@@ -86,6 +90,10 @@ def run_scores(
         run_here(partial(make, False, 1, 1), due, stop, heard)
     if failed:
         raise StoreError(failed[0] + (f" (and {len(failed) - 1} more units)" if len(failed) > 1 else ""))
+
+
+def _tables(folder: StageFolder, unit: Unit) -> set[str]:
+    return {entry.table for entry in folder.record(unit["unit"], unit["generation"]).files}
 
 
 def make_worker(
@@ -102,10 +110,6 @@ def make_worker(
     torch.set_num_threads(threads)
     device = "cuda" if gpu and torch.cuda.is_available() else "cpu"
     return ScoreWorker(root, embed, own, run, Machine(machine[0], device, machine[1] or decoders))
-
-
-def _of_pixels(head: Named) -> bool:
-    return isinstance(head.what, Spec) and head.what.backbone is not None
 
 
 def _put_heads(embed: StageFolder, folder: StageFolder, encoder: Encoder, heads: list[Named]) -> None:
@@ -131,10 +135,8 @@ def _put_heads(embed: StageFolder, folder: StageFolder, encoder: Encoder, heads:
 
 
 def _head(named: Named, encoder: Encoder) -> Head:
-    place = f"recipe embed.heads.{named.key}"
-    if isinstance(named.what, Spec):
-        path = weights_of(named.path)
-        return read_tensors(named.what, content(path, place), f"{place}: {path}")
+    if not isinstance(named.what, Labels):
+        return read_head(named)
     # Only labels need a tower, and with it torch.
     from pipeline.encoders.load import load
 

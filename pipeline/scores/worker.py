@@ -12,10 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.embed.beside import read_scored
 from pipeline.errors import StoreError
 from pipeline.faults import fault_point
 from pipeline.fence import Fence
-from pipeline.heads.head import Evaluator, Floats, read_spec, read_tensors
+from pipeline.heads.head import Evaluator, Floats, Head, read_spec, read_tensors
 from pipeline.rounds import open_table, table_path
 from pipeline.runner import Result, Unit
 from pipeline.scores.stage import LISTED
@@ -50,31 +51,23 @@ class ScoreWorker:
         self._run = run
         self._listed = json.loads(self._store.read(f"{self._folder.base}/{LISTED}"))
         self._heads: dict[str, tuple[list[str], Any]] = {}
-        """key → its columns, and its Evaluator or ImageScores"""
+        """key → its columns, and its Evaluator or, over pixels, the Head"""
         for key in sorted(self._listed["heads"]):
             path = f"{self._folder.base}/heads/{key}"
             spec = read_spec(self._store.read(f"{path}.json"), f"{path}.json")
             head = read_tensors(spec, self._store.read(f"{path}.safetensors"), f"{path}.safetensors")
-            if spec.backbone is None:
-                self._heads[key] = spec.columns(key), Evaluator(head)
-                continue
-            from pipeline.heads.pixels import PixelModel
-            from pipeline.scores.images import ImageScores
-
-            assert machine is not None
-            model = PixelModel(head, path, machine.device)
-            scaled = self._listed["decode"] == "scaled"
-            self._heads[key] = spec.columns(key), ImageScores(self._store.uri, model, scaled, machine.decoders)
+            self._heads[key] = spec.columns(key), Evaluator(head) if spec.backbone is None else head
+        self._machine, self._images = machine, dict[str, Any]()
+        """`_images`: key → ImageScores, once an image has to be looked at."""
         self._download = StageFolder(self._store, "download", machine.download) if machine else None
-        pixels = [key for key, (_, evaluate) in self._heads.items() if not isinstance(evaluate, Evaluator)]
+        pixels = [key for key, (_, head) in self._heads.items() if isinstance(head, Head)]
         self._before = {key: [(one, one.generations()) for one in (self._folder, *self._like(key))] for key in pixels}
         names = sorted(column for columns, _ in self._heads.values() for column in columns)
         self._schema = pa.schema([*SCORES, *(pa.field(name, pa.float32()) for name in names)])
 
     def close(self) -> None:
-        for _, evaluate in self._heads.values():
-            if not isinstance(evaluate, Evaluator):
-                evaluate.close()
+        for images in self._images.values():
+            images.close()
 
     def run(self, unit: Unit, alone: bool) -> Result:
         """Score and commit one unit; `deferred` where an earlier attempt died and this is not a lone pass."""
@@ -104,9 +97,9 @@ class ScoreWorker:
         columns["weights_sha256"] = pa.repeat(pa.scalar(self._listed["weights_sha256"]), len(rows))
         if reads:
             columns |= self._of_vectors(rows, path)
-        for key, (names, evaluate) in self._heads.items():
-            if not isinstance(evaluate, Evaluator):
-                columns |= self._of_images(rows["uid"], key, names, evaluate, attempt)
+        for key, (names, head) in self._heads.items():
+            if isinstance(head, Head):
+                columns |= self._of_images(rows["uid"], key, names, head, attempt, upstream)
         table = pa.table({field.name: columns[field.name] for field in self._schema}, schema=self._schema)
         with self._folder.working(attempt) as scratch:
             local = scratch / "scores.parquet"
@@ -136,11 +129,11 @@ class ScoreWorker:
         return made
 
     def _of_images(
-        self, uids: pa.ChunkedArray, key: str, columns: list[str], images: Any, attempt: Attempt
+        self, uids: pa.ChunkedArray, key: str, columns: list[str], head: Head, attempt: Attempt, upstream: UnitRecord
     ) -> Mapping[str, pa.Array]:
         """A column an output of a head over pixels: of rows that have it already, as it was; null where the image
         cannot be decoded or is no longer there."""
-        known = self._known(key, columns, attempt)
+        known = self._known(key, columns, attempt, upstream)
         scores = np.full((len(uids), len(columns)), np.nan, np.float32)
         places = pc.index_in(uids, known["uid"].combine_chunks())
         for number, column in enumerate(columns):
@@ -149,10 +142,22 @@ class ScoreWorker:
         if len(new):
             rows = self._pool_rows(attempt.unit)
             rows = rows.filter(pc.is_in(rows["uid"], new.combine_chunks()))
-            made = images.run(rows, lambda: fault_point("mid-pixels", attempt.unit))
+            made = self._looking(key, head).run(rows, lambda: fault_point("mid-pixels", attempt.unit))
             mine = pc.index_in(rows["uid"], uids.combine_chunks()).to_numpy(zero_copy_only=False)
             scores[mine] = made
         return _columns(columns, scores)
+
+    def _looking(self, key: str, head: Head) -> Any:
+        """What looks at images for a head, made when it is first needed: most have been looked at with the encoder."""
+        if key not in self._images:
+            from pipeline.heads.pixels import PixelModel
+            from pipeline.scores.images import ImageScores
+
+            assert self._machine is not None
+            model = PixelModel(head, f"{self._folder.base}/heads/{key}", self._machine.device)
+            scaled = self._listed["decode"] == "scaled"
+            self._images[key] = ImageScores(self._store.uri, model, scaled, self._machine.decoders)
+        return self._images[key]
 
     def _pool_rows(self, unit: str) -> pa.Table:
         assert self._download is not None
@@ -161,9 +166,13 @@ class ScoreWorker:
         rows = open_table(self._download, table_path(self._download, record, "outcomes")).read([*names, "status"])
         return rows.filter(pc.equal(rows["status"], "ok")).select(names)
 
-    def _known(self, key: str, columns: list[str], attempt: Attempt) -> pa.Table:
-        """uid and columns that the same head gave the unit's rows before: here, or in other folders of scores."""
+    def _known(self, key: str, columns: list[str], attempt: Attempt, upstream: UnitRecord) -> pa.Table:
+        """uid and columns that the same head gave the unit's rows before: beside the encoder, here, or in other
+        folders of scores."""
         tables = [pa.schema([SCORES.field("uid"), *(pa.field(name, pa.float32()) for name in columns)]).empty_table()]
+        beside = read_scored(self._embed, upstream, self._listed["heads"][key])
+        if beside is not None:
+            tables.append(beside.rename_columns(["uid", *columns]))
         for folder, generations in self._before[key]:
             if (generation := generations.get(attempt.unit)) is not None:
                 record = folder.record(attempt.unit, generation)

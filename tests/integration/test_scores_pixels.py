@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.embed.decode import decode_image
+from pipeline.embed.stage import run_embed
 from pipeline.errors import StoreError
 from pipeline.heads.head import Head, Spec, written
 from pipeline.heads.pixels import PixelModel, backbone_of
@@ -19,7 +20,7 @@ from pipeline.units import Output, StageFolder
 from schemas.recipe import Recipe, digest
 from schemas.tables import EMBEDDINGS
 from tests.integration.test_scores import embeddings, sha_of, write_head
-from tests.pool_fixture import Pool, picture, uid_of
+from tests.pool_fixture import Pool, curate, picture, uid_of
 from tests.tiny_clip import DIM, tiny_clip
 
 
@@ -49,8 +50,8 @@ class Scored:
     def __init__(self, tmp: Path, weights: Path) -> None:
         self.pool, self.tmp = Pool(tmp / "root"), tmp
         self.recipe = Recipe.model_validate({
-            "embed": {
-                "encoders": [{"name": "b32", "weights": str(weights)}], "decoders": 1,
+            "dedupe": {"levels": {}}, "embed": {
+                "num_gpus": 0, "encoders": [{"name": "b32", "weights": str(weights)}], "decoders": 1,
                 "heads": {name: str(tmp / f"{name}.json") for name in ("pwatermark", "nsfw")},
             }
         })  # fmt: skip
@@ -148,3 +149,19 @@ def test_a_pool_that_is_not_as_recorded_is_an_error_and_no_score(tmp_path: Path,
     tar.write_bytes(spoilt)
     with pytest.raises(StoreError, match="scores unit 0001-0000000"):
         made.run()
+
+
+def test_a_head_that_the_recipe_names_sees_the_images_while_they_are_embedded(tmp_path: Path, weights: Path) -> None:
+    """Once they are embedded nobody looks at the pool again: it may as well be gone."""
+    made = Scored(tmp_path, weights)
+    made.pool.unit("0001-0000000", range(20), images={3: b"\xff\xd8 no image"})
+    folders = curate(made.pool, made.recipe)
+    made.embed = folders["embed/b32"] = StageFolder(made.pool.store, "embed", "e1")
+    stop, encoder = StopFlag(made.pool.store.uri, "run"), made.recipe.embed.encoders[0]
+    run_embed(made.pool.store, made.recipe, folders, encoder, folders["embed/b32"], "run", stop, lambda result: None)
+    for tar in (Path(made.pool.store.uri) / made.pool.folder.base).rglob("*.tar"):
+        tar.unlink()
+    found = made.column(made.run(), "0001-0000000")
+    assert found.pop(uid_of(3)) is None
+    expected = made.expected({number: picture(number) for number in range(20) if number != 3})
+    assert found == pytest.approx(expected, rel=1e-4)
