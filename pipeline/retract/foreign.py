@@ -11,7 +11,7 @@ from pipeline.storage import Store
 from schemas.recipe import ORDER
 
 PAGES = ("html", "htm", "pdf", "svg", "png", "jpg", "jpeg", "webp", "gif", "avif", "tar", "zip", "npy", "npz")
-"""Endings of contact sheets, pages, copies of images, exported uids and vectors: what they hold is no text to look in."""
+"""Endings of contact sheets, pages, copies of images, exported uids and vectors: nothing in them can be looked up."""
 
 _OURS = (*(f"{name}/" for name in (*ORDER, "batches", "runs", "tables", FOLDER)), "run.json", "lease.json", "views.sql")
 _HEX = re.compile(rb"(?<![0-9a-f])(?:[0-9a-f]{64}|[0-9a-f]{40}|[0-9a-f]{32})(?![0-9a-f])")
