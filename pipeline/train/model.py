@@ -69,7 +69,7 @@ _TEXT = ("text", "transformer", "token_embedding", "ln_final", "positional_embed
 
 def make_towers(settings: TrainSettings, device: str = "cpu") -> Towers:
     """Raises InputError where the architecture is unknown, or `init` is not of it."""
-    source = _source(settings)
+    source = source_of(settings)
     if source.kind == "hugging_face":
         raise InputError(f"init {settings.init}: is a Hugging Face folder; training starts from open_clip's weights")
     config = deepcopy(source.config or {})
@@ -99,7 +99,7 @@ def make_towers(settings: TrainSettings, device: str = "cpu") -> Towers:
     return Towers(model.to(device), config, preprocess, tokenizer(source), source, settings.freeze)
 
 
-def _source(settings: TrainSettings) -> Source:
+def source_of(settings: TrainSettings) -> Source:
     """`arch` may also be a file: open_clip's model_cfg as JSON."""
     if settings.arch.endswith(".json"):
         own = Encoder(name="train", arch=settings.arch, weights="untrained")
