@@ -78,6 +78,7 @@ def named_contents(recipe: Recipe) -> dict[str, dict[str, str]]:
     select = recipe.select
     files = {
         "uids": select.uids,
+        "words": select.words,
         "image_based.reference": select.image_based and select.image_based.reference,
         "balance.entries": select.balance and ngrams_wanted(select.balance.entries) is None and select.balance.entries,
     }
@@ -137,6 +138,8 @@ def _check_curation(recipe: Recipe) -> None:
     check_rules(recipe, sorted(kept), sorted(scores))
     if reserved := [name for name in select.rules if name.lower() in RESERVED]:
         raise InputError(f"recipe select.rules.{reserved[0]}: the name says why else a row is dropped; choose another")
+    if select.words:
+        read_entries(select.words, "select.words")
     if select.balance and ngrams_wanted(select.balance.entries) is None:
         read_entries(select.balance.entries)
     if isinstance(select.decontaminate, list):

@@ -244,7 +244,7 @@ class Balance(Section):
 
     entries: str = shapes(
         ...,
-        "file of entries, one a line or a .json list; or ngrams:N: the N most frequent 1- and 2-grams of the first round",
+        "file of entries, one a line or a .json list; ngrams:N: the N most frequent 1- and 2-grams of the first round",
     )
     t: int | None = shapes(None, "texts an entry may have before its texts are drawn", ge=1)
     tail: float | None = shapes(
@@ -276,6 +276,10 @@ class Select(Section):
     )
     uids: str | None = shapes(
         None, "file of the only uids kept: DataComp's .npy, .parquet with a column uid, .txt with one a line"
+    )
+    words: str | None = shapes(
+        None,
+        "file of words, one a line; only rows are kept whose text has one of them between white space, in any case",
     )
     image_based: ImageBased | None = shapes(None, "keep rows near reference images")
     top: Top | None = shapes(None, "keep the best of a column")

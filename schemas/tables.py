@@ -171,7 +171,7 @@ DECISIONS: Final = _table(
     (
         "dropped_by",
         pa.string(),
-        "rule's name, duplicate, contaminated, not_embedded, uids, image_based, top, balance or retracted; null: kept",
+        "a rule, duplicate, contaminated, not_embedded, uids, words, image_based, top, balance, retracted; null: kept",
     ),
     ("weight", pa.float32(), "sampling weight; where select.weight is given, null for a dropped row"),
 )

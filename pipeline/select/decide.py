@@ -8,8 +8,8 @@ import pyarrow as pa
 from schemas.tables import DECISIONS
 
 DUPLICATE, CONTAMINATED, NOT_EMBEDDED = "duplicate", "contaminated", "not_embedded"
-UIDS, IMAGE_BASED, TOP, BALANCE = "uids", "image_based", "top", "balance"
-RESERVED = ("retracted", DUPLICATE, CONTAMINATED, NOT_EMBEDDED, UIDS, IMAGE_BASED, TOP, BALANCE)
+UIDS, WORDS, IMAGE_BASED, TOP, BALANCE = "uids", "words", "image_based", "top", "balance"
+RESERVED = ("retracted", DUPLICATE, CONTAMINATED, NOT_EMBEDDED, UIDS, WORDS, IMAGE_BASED, TOP, BALANCE)
 """What drops a row without being a rule of the recipe: no rule may have such a name."""
 
 

@@ -39,12 +39,12 @@ MEMORY = "1GB"
 """Of counting n-grams; what exceeds it is spilled to disk."""
 
 
-def read_entries(path: str) -> list[str]:
+def read_entries(path: str, key: str = "select.balance.entries") -> list[str]:
     """The distinct entries of a text file, one a line, or of a .json list of strings, as MetaCLIP's metadata.json is.
 
-    Raises InputError for a file that cannot be read or holds none.
+    Raises InputError, naming the recipe's key, for a file that cannot be read or holds none.
     """
-    place = f"recipe select.balance.entries: {path}"
+    place = f"recipe {key}: {path}"
     try:
         text = read_named(path).decode()
         given = json.loads(text) if path.endswith(".json") else text.split("\n")

@@ -4,7 +4,7 @@
 | --- | --- |
 | `uid` | |
 | `drop_duplicate`, `drop_contaminated`, `drop_not_embedded` | what takes a row before any rule |
-| `pass_<rule>`, `pass_uids`, `pass_image_based` | in the order in which they take a row |
+| `pass_<rule>`, `pass_uids`, `pass_words`, `pass_image_based` | in the order in which they take a row |
 | `value` | of `top`'s column |
 | `entries` | numbers of `balance`'s entries that the text holds |
 | `weight` | of `select.weight` |
@@ -28,8 +28,8 @@ from pipeline.metadata import TEXT_COUNT, Metadata, rule_schema
 from pipeline.rounds import open_table, table_path
 from pipeline.rules import Rules
 from pipeline.runner import Unit
-from pipeline.select.decide import CONTAMINATED, DUPLICATE, IMAGE_BASED, NOT_EMBEDDED, UIDS
-from pipeline.select.entries import Matcher
+from pipeline.select.decide import CONTAMINATED, DUPLICATE, IMAGE_BASED, NOT_EMBEDDED, UIDS, WORDS
+from pipeline.select.entries import Matcher, read_entries
 from pipeline.select.text_count import TextCounts
 from pipeline.select.top import ranked_type
 from pipeline.select.uids import among, read_uids
@@ -67,13 +67,14 @@ class Judging:
         select = self.settings
         self._sets = None if select.decontaminate == "all" else select.decontaminate
         self._uids = read_uids(select.uids) if select.uids else None
+        self._words = {word.lower() for word in read_entries(select.words, "select.words")} if select.words else None
         columns = set(Rules(select.rules, self._schema, "select.rules").columns)
         if select.weight is not None:
             columns |= set(Weight(select.weight, self._schema).columns)
         if select.top:
             columns.add(select.top.column)
         texts = TEXT_COUNT.name in columns
-        if texts or matcher:
+        if texts or matcher or self._words:
             columns.add("text")
         if self._uids is not None and INPUT_UID in self._schema.names:
             columns.add(INPUT_UID)
@@ -107,6 +108,9 @@ class Judging:
             if INPUT_UID in rows.column_names:
                 listed |= among(rows[INPUT_UID], self._uids)
             found[f"{PASS}{UIDS}"] = pa.array(listed)
+        if self._words is not None:
+            split = ((text or "").lower().split() for text in rows["text"].to_pylist())
+            found[f"{PASS}{WORDS}"] = pa.array([not self._words.isdisjoint(words) for words in split], pa.bool_())
         if self._clusters:
             found[f"{PASS}{IMAGE_BASED}"] = pa.array(self._clusters.of(unit, rows["uid"]))
         if select.top:

@@ -263,7 +263,15 @@ def test_only_rows_that_pass_a_recipe_s_own_rules_compete_in_dedupe() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["datacomp_basic", "coyo_size_text", "datacomp_laion2b", "datacomp_image", "datacomp_image_clip30"]
+    "name",
+    [
+        "datacomp_basic",
+        "coyo_size_text",
+        "datacomp_laion2b",
+        "datacomp_image",
+        "datacomp_image_clip30",
+        "datacomp_text",
+    ],
 )
 def test_the_language_is_the_first_label_whatever_its_score(name: str) -> None:
     settings = load_recipe(name, []).ingest

@@ -278,6 +278,15 @@ def test_a_weight_is_a_number_of_each_kept_row_and_0_where_there_is_none(tmp_pat
     assert {row["weight"] for row in plain.decisions().values()} == {1.0}
 
 
+def test_only_rows_with_a_listed_word_between_white_space_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "words.txt").write_text("Dog\nhouse's\n")
+    texts = ["a dog", "DOG", "a dog.", "the house's\u3000roof", "house", None, ""]
+    pool = Scored(tmp_path / "root").rows(range(7), columns={"text": texts.__getitem__})
+    pool.run(asked(words=str(tmp_path / "words.txt")))
+    assert pool.kept() == {0, 1, 3}
+    assert pool.drop("words") == {2, 4, 5, 6}
+
+
 def test_a_sweep_says_what_each_threshold_would_keep_and_writes_nothing(tmp_path: Path) -> None:
     pool = Scored(tmp_path).rows(range(800), 3, **SCORED)
     rules = {"wide": "original_width >= 200", "aligned": "clip_score >= 0.9"}
@@ -325,6 +334,7 @@ def test_a_sweep_that_is_none_is_refused(text: str) -> None:
         ({"top": {"column": "clip_scroe", "count": 3}}, "there are .*clip_score"),
         ({"balance": {"entries": "none.txt", "t": 3}}, "select.balance.entries: none.txt: cannot be read"),
         ({"balance": {"entries": "ngrams:x", "t": 3}}, "ngrams:N"),
+        ({"words": "none.txt"}, "select.words: none.txt: cannot be read"),
         ({"weight": "nowhere + 1"}, "select.weight: 'nowhere"),
         ({"weight": "text"}, "gives VARCHAR, not a number"),
         ({"weight": "sum(bytes)"}, "select.weight"),
