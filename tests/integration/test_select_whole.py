@@ -16,11 +16,17 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+import jobs.build
+from jobs.arguments import load_recipe
 from pipeline.check import check_recipe, named_contents
+from pipeline.dedupe.stage import run_dedupe
 from pipeline.errors import InputError
 from pipeline.rounds import read_rounds
 from pipeline.select.sweep import parse_sweep, run_sweep
+from pipeline.stages import stage_folders
+from pipeline.stop import StopFlag
 from schemas.recipe import Recipe, RecipeError, fingerprint
+from schemas.records import Batch
 from tests.running import REPOSITORY, snapshot
 from tests.select_fixture import ENCODER, Scored, asked, uid
 
@@ -318,6 +324,32 @@ def test_a_sweep_balances_each_threshold_s_own_rows(tmp_path: Path, entries: str
         sets.append(balanced(left, left, t=2)[0])
     assert found.both.tolist() == [[len(one & other) for other in sets] for one in sets]
     assert found.replaced == ["top"]
+
+
+def test_the_command_prints_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root, written = tmp_path / "root", tmp_path / "recipe.yaml"
+    written.write_text("{dedupe: {levels: {}}, select: {rules: {wide: original_width >= 300, some: n_words > 0}}}")
+    pool, recipe = Scored(root), load_recipe(str(written), [])
+    pool.folders |= stage_folders(pool.store, recipe)
+    pool.rows(range(50), columns={"original_width": width, "n_words": lambda number: number % 5})
+    stop = StopFlag(pool.store.uri, "run")
+    run_dedupe(pool.store, recipe, pool.folders, pool.folders["dedupe"], "run", stop, lambda result: None)
+    pool.store.create("batches/0001.json", Batch(
+        batch="0001", created_at="", run="run", files=[], rows=50, settings={}, units=[]
+    ).to_bytes())  # fmt: skip
+    before = snapshot(root)
+    flags = ["--recipe", str(written), "--output", str(root), "--sweep", "original_width=200, 400"]
+    assert jobs.build.main(flags, stage="select") == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    found = [sum(width(n) >= least and n % 5 > 0 for n in range(50)) for least in (200, 400)]
+    share = found[1] / found[0]
+    assert [line for line in lines if line[:1] in (["200"], ["400"])] == [
+        ["200", f"{found[0]}", f"{found[0] / 50:.2%}", "1.000", f"{share:.3f}"],
+        ["400", f"{found[1]}", f"{found[1] / 50:.2%}", f"{share:.3f}", "1.000"],
+    ]
+    assert snapshot(root) == before
+    assert jobs.build.main([*flags, "--set", "dedupe.scope=image"], stage="select") == 2
+    assert "run jobs.dedupe first" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["clip_score", "clip_score=", "=1", "clip_score=a", "clip_score=0.1,,0.2", "x=nan"])
