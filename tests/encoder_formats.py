@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
@@ -176,6 +177,85 @@ def hugging_face_siglip(folder: Path, seed: int = 1) -> Path:
         "tokenizer_class": "SiglipTokenizer", "eos_token": "</s>", "pad_token": "</s>", "unk_token": "<unk>",
     })  # fmt: skip
     return folder
+
+
+def big_vision(path: Path, config: dict[str, Any], made: nn.Module) -> Path:
+    """The same weights under the names of Google's SigLIP .npz, kernels the way round that JAX has them."""
+    state = {name: tensor.numpy() for name, tensor in made.state_dict().items()}
+    named: dict[str, Any] = {"t": state["logit_scale"].reshape(1), "b": state["logit_bias"].reshape(1)}
+
+    def norm(there: str, ours: str) -> None:
+        named[f"{there}/scale"], named[f"{there}/bias"] = state[f"{ours}.weight"], state[f"{ours}.bias"]
+
+    def dense(there: str, ours: str) -> None:
+        named[f"{there}/kernel"], named[f"{there}/bias"] = state[f"{ours}.weight"].T, state[f"{ours}.bias"]
+
+    def attention(there: str, parts: dict[str, tuple[Any, Any]], out: str, heads: int) -> None:
+        for name, (weight, bias) in parts.items():
+            named[f"{there}/{name}/kernel"] = weight.T.reshape(weight.shape[1], heads, -1)
+            named[f"{there}/{name}/bias"] = bias.reshape(heads, -1)
+        weight = state[f"{out}.weight"]
+        named[f"{there}/out/kernel"] = weight.reshape(weight.shape[0], heads, -1).transpose(1, 2, 0)
+        named[f"{there}/out/bias"] = state[f"{out}.bias"]
+
+    def split(weight: str, bias: str, names: tuple[str, ...]) -> dict[str, tuple[Any, Any]]:
+        pairs = zip(np.split(state[weight], len(names)), np.split(state[bias], len(names)), strict=True)
+        return dict(zip(names, pairs, strict=True))
+
+    every = ("query", "key", "value")
+    trunk, heads = made.visual.trunk, config["text_cfg"]["heads"]
+    named["img/embedding/kernel"] = state["visual.trunk.patch_embed.proj.weight"].transpose(2, 3, 1, 0)
+    named["img/embedding/bias"] = state["visual.trunk.patch_embed.proj.bias"]
+    named["img/pos_embedding"] = state["visual.trunk.pos_embed"]
+    if trunk.cls_token is not None:
+        named["img/cls"] = state["visual.trunk.cls_token"]
+    for layer, block in enumerate(trunk.blocks):
+        there, ours = f"img/Transformer/encoderblock_{layer}", f"visual.trunk.blocks.{layer}"
+        norm(f"{there}/LayerNorm_0", f"{ours}.norm1")
+        norm(f"{there}/LayerNorm_1", f"{ours}.norm2")
+        parts = split(f"{ours}.attn.qkv.weight", f"{ours}.attn.qkv.bias", every)
+        attention(f"{there}/MultiHeadDotProductAttention_0", parts, f"{ours}.attn.proj", block.attn.num_heads)
+        for number in (0, 1):
+            dense(f"{there}/MlpBlock_0/Dense_{number}", f"{ours}.mlp.fc{number + 1}")
+    norm("img/Transformer/encoder_norm", "visual.trunk.norm")
+    there, ours, pool = "img/MAPHead_0", "visual.trunk.attn_pool", trunk.attn_pool
+    named[f"{there}/probe"] = state[f"{ours}.latent"]
+    parts = {"query": (state[f"{ours}.q.weight"], state[f"{ours}.q.bias"])}
+    parts |= split(f"{ours}.kv.weight", f"{ours}.kv.bias", every[1:])
+    attention(f"{there}/MultiHeadDotProductAttention_0", parts, f"{ours}.proj", pool.num_heads)
+    norm(f"{there}/LayerNorm_0", f"{ours}.norm")
+    for number in (0, 1):
+        dense(f"{there}/MlpBlock_0/Dense_{number}", f"{ours}.mlp.fc{number + 1}")
+    named["txt/Embed_0/embedding"] = state["text.token_embedding.weight"]
+    named["txt/pos_embedding"] = state["text.positional_embedding"][None]
+    for layer in range(config["text_cfg"]["layers"]):
+        there, ours = f"txt/Encoder_0/encoderblock_{layer}", f"text.transformer.resblocks.{layer}"
+        norm(f"{there}/LayerNorm_0", f"{ours}.ln_1")
+        norm(f"{there}/LayerNorm_1", f"{ours}.ln_2")
+        parts = split(f"{ours}.attn.in_proj_weight", f"{ours}.attn.in_proj_bias", every)
+        attention(f"{there}/MultiHeadDotProductAttention_0", parts, f"{ours}.attn.out_proj", heads)
+        dense(f"{there}/MlpBlock_0/Dense_0", f"{ours}.mlp.c_fc")
+        dense(f"{there}/MlpBlock_0/Dense_1", f"{ours}.mlp.c_proj")
+    norm("txt/Encoder_0/encoder_norm", "text.ln_final")
+    dense("txt/head", "text.text_projection")
+    np.savez(path, **{f"params/{name}": value for name, value in named.items()})
+    return path
+
+
+def gemma_tokenizer(folder: Path) -> None:
+    """A small tokenizer as SigLIP 2's: bytes where a piece is unknown, <eos> behind the text, lower case."""
+    from transformers import Siglip2Tokenizer
+
+    made = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    made.normalizer = normalizers.Replace(" ", "▁")
+    special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    lines = Path(__file__).with_name("data").joinpath("alt_texts.tsv").read_text("utf-8").lower().splitlines()
+    made.train_from_iterator(lines[:200], trainers.BpeTrainer(vocab_size=600, special_tokens=special))
+    said = json.loads(made.to_str())["model"]
+    Siglip2Tokenizer(
+        vocab=said["vocab"], merges=[tuple(pair) for pair in said["merges"]], padding_side="right",
+        add_bos_token=False, add_eos_token=True,
+    ).save_pretrained(folder)  # fmt: skip
 
 
 def write_json(path: Path, value: Any) -> None:

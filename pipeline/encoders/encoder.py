@@ -130,8 +130,7 @@ def _check_tokens(source: Source, tokenize: Tokenizer, context: int, vocabulary:
 
 
 def preprocess_from(source: Source, told: dict[str, Any]) -> Preprocess:
-    size = told["size"]
-    rows, columns = (size, size) if isinstance(size, int) else (size[0], size[-1])
+    rows, columns = told["size"]
     mean, std = (tuple(float(value) for value in told[key]) for key in ("mean", "std"))
     if len(mean) != 3 or len(std) != 3 or 0 in std:
         raise InputError(f"{source.place}: mean {told['mean']} and std {told['std']} are not three numbers each")

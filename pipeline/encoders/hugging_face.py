@@ -59,7 +59,8 @@ def preprocess_of(source: Source, image_size: int) -> dict[str, Any]:
     said, path = source.preprocess, source.folder / "preprocessor_config.json"
     size, crop = _sides(said.get("size")), _sides(said.get("crop_size"))
     cropped = bool(said.get("do_center_crop", crop is not None))
-    if "shortest_edge" in (said.get("size") or {}) or (cropped and isinstance(said.get("size"), int)):
+    shortest = isinstance(said.get("size"), dict) and "shortest_edge" in said["size"]
+    if shortest or (cropped and isinstance(said.get("size"), int)):  # a number, in configs of 2021
         if not cropped or crop is None or crop != size:
             raise _refused(source, path, "crop_size", said.get("crop_size"), f"the size {said.get('size')}")
         mode = "shortest"

@@ -230,4 +230,12 @@ def preprocess_of(source: Source, model: nn.Module) -> dict[str, Any]:
         told = [merge_preprocess_dict(PreprocessCfg(), one) for one in (known if any(known) else tags)]
         if told and all(one == told[0] for one in told):
             chosen = told[0]
-    return {**chosen, "size": model.visual.image_size}  # type: ignore[union-attr]
+    size, said = _sides(model.visual.image_size), source.preprocess.get("size")  # type: ignore[union-attr]
+    if said is not None and _sides(said) != size:
+        raise InputError(f"{source.place}: preprocess_cfg.size is {said}, and its image tower takes {size}")
+    return {**chosen, "size": size}
+
+
+def _sides(size: Any) -> tuple[int, int]:
+    """(height, width) of 224, [224, 224] or [3, 224, 224]."""
+    return (size, size) if isinstance(size, int) else (size[-2], size[-1]) if len(size) > 1 else (size[0], size[0])

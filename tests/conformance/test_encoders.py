@@ -171,6 +171,16 @@ def test_a_siglip_folder_of_hugging_face_gives_the_vectors_of_transformers(tmp_p
         assert (unit * their.numpy()).sum(axis=1).min() >= 0.99999
 
 
+def test_googles_siglip_file_gives_the_vectors_of_the_same_weights(tmp_path: Path) -> None:
+    made = formats.model(formats.SIGLIP)
+    folder = formats.open_clip_folder(tmp_path / "m", formats.SIGLIP, made)
+    formats.sentence_pieces(folder)
+    formats.write_json(folder / "tokenizer_config.json", {"eos_token": "</s>", "pad_token": "</s>"})
+    plain = encoded(load(Encoder(name="e", weights=str(folder))))
+    path = formats.big_vision(folder / "siglip.npz", formats.SIGLIP, made)
+    assert_same(encoded(load(Encoder(name="e", weights=str(path)))), plain, 1.0 - 1e-6)
+
+
 def test_shards_of_a_folder_are_read_as_one(tmp_path: Path) -> None:
     from transformers import CLIPModel
 

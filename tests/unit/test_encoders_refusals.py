@@ -114,6 +114,11 @@ def test_positions_are_not_stretched_to_another_image_size(folder: Path) -> None
     assert "visual.positional_embedding is 17×128" in refusal(folder)
 
 
+def test_a_size_of_preprocessing_that_is_not_the_towers(folder: Path) -> None:
+    changed(folder / "open_clip_config.json", preprocess_cfg={**formats.PREPROCESS, "size": [96, 96]})
+    assert "preprocess_cfg.size is [96, 96], and its image tower takes (64, 64)" in refusal(folder)
+
+
 def test_an_architecture_that_is_not_the_folders_is_refused_with_the_setting(folder: Path) -> None:
     line = refusal(folder, "ViT-B-32")
     assert "embed_dim is 48" in line
@@ -244,6 +249,13 @@ def test_a_hugging_face_folder_that_says_what_we_cannot_do(
 ) -> None:
     changed(clip_folder / file, **keys)
     assert said in refusal(clip_folder)
+
+
+def test_sizes_as_hugging_face_wrote_them_in_2021_are_read(clip_folder: Path) -> None:
+    before = load(Encoder(name="e", weights=str(clip_folder))).preprocess
+    changed(clip_folder / "preprocessor_config.json", size=64, crop_size=64)
+    assert load(Encoder(name="e", weights=str(clip_folder))).preprocess == before
+    assert (before.size, before.resize_mode) == ((64, 64), "shortest")
 
 
 def test_a_hugging_face_folder_whose_config_is_not_its_weights(clip_folder: Path) -> None:

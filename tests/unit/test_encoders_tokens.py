@@ -26,7 +26,8 @@ PUBLISHED = {
         3055, 19622, 5780, 10929, 5771, 525, 320, 20617, 1922, 631, 1953,
     ],
 }  # fmt: skip
-SPECIAL = ["<start_of_text>", "<end_of_text>", "<|startoftext|>", "<|endoftext|>", "</s>", "<s>", "<pad>", "<unk>"]
+SPECIAL = ["<start_of_text>", "<end_of_text>", "<|startoftext|>", "<|endoftext|>", "</s>", "<s>", "<pad>", "<eos>",
+           "<bos>", "<mask>"]  # fmt: skip
 
 
 def alt_texts() -> list[str]:
@@ -50,12 +51,22 @@ def siglip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return formats.hugging_face_siglip(tmp_path_factory.mktemp("siglip"))
 
 
-@pytest.fixture(params=["open_clip", "clip", "siglip"])
-def tokenize(request: pytest.FixtureRequest, clip_folder: Path, siglip_folder: Path) -> Tokenizer:
+@pytest.fixture(scope="module")
+def siglip2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("siglip2")
+    formats.gemma_tokenizer(folder)
+    text = {"max_position_embeddings": 16}
+    formats.write_json(folder / "config.json", {"model_type": "siglip", "text_config": text, "vision_config": {}})
+    formats.write_json(folder / "preprocessor_config.json", {})
+    (folder / "model.safetensors").touch()
+    return folder
+
+
+@pytest.fixture(params=["open_clip", "clip_folder", "siglip_folder", "siglip2_folder"])
+def tokenize(request: pytest.FixtureRequest) -> Tokenizer:
     if request.param == "open_clip":
         return tokenizer_of(Encoder(name="e", arch="ViT-B-32", weights="untrained"))
-    folder = {"clip": clip_folder, "siglip": siglip_folder}[request.param]
-    return tokenizer_of(Encoder(name="e", weights=str(folder)))
+    return tokenizer_of(Encoder(name="e", weights=str(request.getfixturevalue(request.param))))
 
 
 @pytest.mark.parametrize("text", PUBLISHED)
@@ -112,6 +123,15 @@ def test_tokens_of_a_clip_folder_are_those_of_transformers(clip_folder: Path) ->
         end = their.index(END) + 1
         assert mine[:end].tolist() == their[:end]
         assert not mine[end:].any()  # where theirs repeats the end, which no vector sees
+
+
+def test_tokens_of_a_siglip_2_folder_are_those_of_transformers(siglip2_folder: Path) -> None:
+    from transformers import AutoTokenizer
+
+    peer = AutoTokenizer.from_pretrained(siglip2_folder)
+    texts = [*alt_texts(), "", "Naïve Café 日本 🎉", "w " * 200]
+    theirs = peer(texts, padding="max_length", truncation=True, max_length=16)["input_ids"]
+    assert tokenizer_of(Encoder(name="e", weights=str(siglip2_folder)))(texts).tolist() == theirs
 
 
 def test_what_looks_like_a_special_token_is_text(tokenize: Tokenizer) -> None:
