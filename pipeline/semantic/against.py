@@ -67,13 +67,14 @@ def overlaps(rows: Rows, items: pa.Table, eps: float, clusters: Clusters | None)
 
     With `clusters` (of all rows) an item looks in as many of them as rows do. Schema OVERLAPS.
     """
+    new = np.arange(rows.standing, len(rows.vectors))
+    if not len(items) or not len(new):
+        return OVERLAPS.empty_table()
     vectors: Floats = items["vector"].combine_chunks().flatten().to_numpy().reshape(len(items), -1)
     if clusters is not None:
         probes = several_nearest(vectors, clusters.centroids, clusters.probes.shape[1]).astype(np.int32)
         clusters = Clusters(clusters.home, probes, clusters.centroids)
-    new = np.arange(rows.standing, len(rows.vectors))
-    search = Search(rows.vectors, eps, clusters, queries=vectors)
-    item, row = search.pairs(np.arange(len(items)), new) if len(items) and len(new) else (new[:0], new[:0])
+    item, row = Search(rows.vectors, eps, clusters, queries=vectors).pairs(np.arange(len(items)), new)
     columns = {
         "eval_set": items["eval_set"].take(pa.array(item)),
         "eval_item": items["eval_item"].take(pa.array(item)),

@@ -102,6 +102,14 @@ def test_images_are_not_embedded_twice(tmp_path: Path, weights: Path, vectors: d
     assert uid_of(100) in {row["uid"] for row in rows_of(root.folders["semantic"], "overlaps")}
 
 
+def test_a_set_known_by_its_hashes_alone_has_no_vectors(tmp_path: Path, weights: Path, vectors: dict[int, Any]) -> None:
+    (tmp_path / "known.csv").write_text("sha256\n" + "0" * 64 + "\n")
+    root = embedded(tmp_path / "root", vectors)
+    against = {"levels": {}, "against": {"known": str(tmp_path / "known.csv")}}
+    root.run(recipe(weights, dedupe=against, semantic={"encoder": "tiny", "eps": 0.0, "overlap_eps": 0.5}))
+    assert rows_of(root.folders["semantic"], "overlaps") == []
+
+
 def test_without_overlap_eps_no_image_is_read(tmp_path: Path, vectors: dict[int, Any]) -> None:
     root = embedded(tmp_path / "root", vectors)
     root.run(recipe(tmp_path / "no weights", semantic={"encoder": "tiny"}))

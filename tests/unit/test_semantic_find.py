@@ -111,6 +111,18 @@ def test_thousands_of_copies_are_compared_with_the_one_that_stays_alone() -> Non
     assert search.compared < 3 * len(vectors)
 
 
+def test_a_hot_cluster_costs_no_more_than_its_different_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(find, "WHOLE", 0)
+    vectors = np.concatenate([families(1, 5000, 0.05), families(500, 1, 0.0, seed=1)])
+    vectors = vectors[np.random.default_rng(0).permutation(len(vectors))]
+    clusters = clustered(vectors, 20, 3)
+    search = Search(vectors, 0.05, clusters)
+    witness = kept_witnesses(search, np.arange(len(vectors)), 0)
+    assert witness.tolist() == brute_force(vectors, 0.05, clusters=clusters).tolist()
+    assert len(kept(witness)) <= 510
+    assert search.compared < 0.05 * len(vectors) ** 2
+
+
 @pytest.mark.parametrize(("cosine", "goes"), [(0.95 + 2e-7, True), (0.95 - 2e-7, False)])
 def test_the_threshold_is_judged_beyond_float32(cosine: float, goes: bool) -> None:
     """In the plane (3, 4)/5: what float32 makes of the vectors is what is judged, in float64."""
