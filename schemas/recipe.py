@@ -206,8 +206,10 @@ class Embed(Section):
 
 class Semantic(Section):
     encoder: str | None = shapes(None, "encoder whose image vectors are compared; null: no semantic duplicates")
-    eps: float = shapes(0.05, "cosine above 1 − eps is a duplicate", ge=0, le=1)
-    clusters: int | None = shapes(None, "k of k-means; default: the rows' square root", ge=1)
+    eps: float = shapes(
+        0.05, "cosine above 1 − eps is a duplicate; with dedupe.scope pair, of the same text", ge=0, le=1
+    )
+    clusters: int | None = shapes(None, "k of k-means, from 16,385 rows on; default: the rows' square root", ge=1)
     probes: int = shapes(8, "nearest clusters in which a row's duplicates are looked for", ge=1)
     overlap_eps: float | None = shapes(
         None,
