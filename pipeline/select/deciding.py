@@ -2,11 +2,10 @@
 
     verdicts of every unit  →  top's value, by passes over them  →  texts an entry, of the rows left  →  decisions
 
-Between the passes verdicts lie on local disk. Memory: what `Judging` holds, a histogram, and 24 bytes an entry.
+Between the passes verdicts lie on local disk. Memory: what `Judging` holds, a histogram, and about 500 bytes an entry.
 """
 
 import hashlib
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from os import cpu_count
@@ -27,7 +26,7 @@ from pipeline.select.balance import Counts, Draws, threshold
 from pipeline.select.decide import BALANCE, CONTAMINATED, TOP, decisions
 from pipeline.select.entries import Matcher, most_frequent, ngrams_wanted, read_entries
 from pipeline.select.judge import DROP, ENTRIES, PASS, VALUE, WEIGHT, Judging, Spill, left
-from pipeline.select.top import Cut, Search, key_bits, keys_of, ranked_type
+from pipeline.select.top import Cut, Search, key_bits, keys_of, ranked_type, value_of
 from pipeline.storage import Store
 from pipeline.units import StageFolder
 from schemas.recipe import Recipe
@@ -37,7 +36,8 @@ from schemas.tables import OVERLAPS
 THREADS = max(1, min(4, cpu_count() or 1))
 
 Plan = dict[str, Any]
-"""{top: {rows, key}, balance: {t, rows, counts: path of a table (entry, texts of this round, total)}}"""
+"""{top: {rows, key, at}, balance: {t, rows, counts}}: rows of the population; `at`, the least value that passes;
+`counts`, the path of a table (entry, texts of this round, total with earlier rounds)."""
 
 
 class Deciding:
@@ -47,13 +47,16 @@ class Deciding:
         self, store: Store, recipe: Recipe, folders: Mapping[str, StageFolder], rounds: Sequence[Round],
         folder: StageFolder, scratch: Path,
     ) -> None:  # fmt: skip
-        """`rounds`: those before this one, and this one. `folder`: the stage's, for what later rounds go by. `scratch`
-        is removed by `close`."""
+        """`rounds`: those before this one, and this one. `folder`: the stage's, for what later rounds go by. `scratch`:
+        an empty local folder."""
         self._store, self._recipe, self._folder, self._scratch = store, recipe, folder, scratch
         self._settings = recipe.select
+        self._lock = Lock()
         self._units = list(descriptors(rounds[-1:]).values())
         self._entries: list[str] = []
-        self._totals: Counts = np.zeros(0, np.int64)
+        self._counted: Counts = np.zeros(0, np.int64)
+        self._totals = self._counted
+        self._rows = 0
         self._cut: Cut | None = None
         self._draws: Draws | None = None
         matcher = None
@@ -70,9 +73,6 @@ class Deciding:
         self._spill = Spill(scratch)
         if plan := rounds[-1].plan:
             self._load(plan)
-
-    def close(self) -> None:
-        shutil.rmtree(self._scratch, ignore_errors=True)
 
     def decide(self, unit: Unit) -> tuple[pa.Table, pa.Table]:
         """The tables `decisions` and `overlaps` of a unit."""
@@ -110,14 +110,13 @@ class Deciding:
                 self._count(verdicts)
 
         self._counted = np.zeros(len(self._entries), np.int64)
-        self._rows, self._lock = 0, Lock()
         self._each(judge, stop)
         if top and search:
             while (cut := search.close()) is None and not stop():
                 self._each(lambda unit: search.add(self._population(self._again(unit))), stop)
             if cut is not None:
                 self._cut = cut
-                made[TOP] = {"rows": cut.rows, "key": cut.key}
+                made[TOP] = {"rows": cut.rows, "key": cut.key, "at": value_of(cut.key, self._ranked())}
             if balance:
                 self._each(lambda unit: self._count(self._again(unit)), stop)
         if stop():
@@ -186,7 +185,7 @@ class Deciding:
 
     def _load(self, plan: Plan) -> None:
         if TOP in plan:
-            self._cut = Cut(**plan[TOP])
+            self._cut = Cut(plan[TOP]["rows"], plan[TOP]["key"])
         if BALANCE in plan and self._settings.balance:
             table = self._read(plan)
             counts = table["total"].to_numpy()

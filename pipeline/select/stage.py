@@ -5,6 +5,7 @@ row; a row is dropped by the first of: duplicate, contaminated, not_embedded, th
 words, image_based, top, balance. A round's plan says where top cuts and with which counts balance draws.
 """
 
+import shutil
 from collections.abc import Callable, Mapping
 from functools import partial
 
@@ -40,8 +41,9 @@ def run_select(
             return
         else:
             rounds.append(opened)
-        deciding = Deciding(store, recipe, folders, rounds, folder, store.scratch())
+        scratch = store.scratch()
         try:
+            deciding = Deciding(store, recipe, folders, rounds, folder, scratch)
             if not missing:
                 if (plan := deciding.plan(stop.is_set)) is None:
                     return
@@ -50,7 +52,7 @@ def run_select(
                 missing = unfinished(rounds[-1:], ())
             run_here(partial(SelectWorker, deciding, folder, run), missing, stop, report, THREADS)
         finally:
-            deciding.close()
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 class SelectWorker:

@@ -4,6 +4,7 @@ Each threshold stands in place of the recipe's own rules over that column, and o
 says, decided afresh over the whole pool as its first round.
 """
 
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -115,12 +116,11 @@ def run_sweep(
             tested = recipe.model_copy(update={"select": recipe.select.model_copy(update=changes)})
             # Entries and clusters are the same for all of them: what the first leaves aside serves the others.
             folder = StageFolder(aside, "select", "sweep")
-            deciding = Deciding(store, tested, folders, [whole], folder, aside.scratch())
-            try:
-                deciding.plan()
-                kept.append([np.packbits(deciding.decide(dict(unit))[0]["kept"].to_numpy()) for unit in whole.units])
-            finally:
-                deciding.close()
+            scratch = aside.scratch()
+            deciding = Deciding(store, tested, folders, [whole], folder, scratch)
+            deciding.plan()
+            kept.append([np.packbits(deciding.decide(dict(unit))[0]["kept"].to_numpy()) for unit in whole.units])
+            shutil.rmtree(scratch)
     both = [
         [sum(int(np.bitwise_count(a & b).sum()) for a, b in zip(one, other, strict=True)) for other in kept]
         for one in kept

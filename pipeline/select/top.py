@@ -52,6 +52,18 @@ def keys_of(values: pa.ChunkedArray) -> tuple[Keys, Flags]:
     return numbers.view(np.uint64) ^ np.uint64(1 << 63), there
 
 
+def value_of(key: int | None, type_: pa.DataType) -> float | int | None:
+    """The number of a key; None for the lowest key of all, which every number has, and where there is none."""
+    if not key:
+        return None
+    if not pa.types.is_floating(type_):
+        return key - (1 << 63)
+    top = 1 << (type_.bit_width - 1)
+    bits = key ^ top if key & top else key ^ (2 * top - 1)
+    number = float(np.frombuffer(bits.to_bytes(type_.bit_width // 8, "little"), f"<f{type_.bit_width // 8}")[0])
+    return number if np.isfinite(number) else None
+
+
 @dataclass(frozen=True)
 class Cut:
     """Where `top` cuts."""

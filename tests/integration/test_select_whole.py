@@ -83,6 +83,7 @@ def test_top_keeps_what_a_sort_of_its_population_says(
     assert pool.drop("top") == {number for number in range(500) if width(number) >= 200} - passes
     told = read_rounds(pool.folders["select"])[0].plan["top"]
     assert told["rows"] == len(population)
+    assert told["at"] == (least if place < len(population) else None)
 
 
 def test_top_of_a_whole_number_is_exact_beyond_what_a_float_holds(tmp_path: Path) -> None:

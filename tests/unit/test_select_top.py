@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.select.top import Cut, Search, key_bits, keys_of, ranked_type
+from pipeline.select.top import Cut, Search, key_bits, keys_of, ranked_type, value_of
 from schemas.recipe import Top
 
 TYPES = [pa.float32(), pa.float64(), pa.int64(), pa.int32(), pa.uint8()]
@@ -76,6 +76,16 @@ def test_any_floats_are_ranked_as_a_sort_ranks_them(
     values = pa.array(numbers, pa.float32())
     asked = Top(column="x", count=count) if by_count else Top(column="x", fraction=fraction)
     assert kept(values, asked) == by_sorting(values, asked)
+
+
+@pytest.mark.parametrize("type_", [pa.float32(), pa.float64(), pa.int64()], ids=str)
+def test_a_cut_tells_the_least_value_that_passes(type_: pa.DataType) -> None:
+    for number in (-7, -1, 0, 3, 1000):
+        values = pa.array([-1000, number, 2000, 3000], type_)
+        assert value_of(cut(values, Top(column="x", count=len([v for v in values.to_pylist() if v >= number]))).key,
+                        type_) == number  # fmt: skip
+    assert value_of(cut(pa.array([1, 2], type_), Top(column="x", count=2)).key, type_) == 1
+    assert value_of(cut(pa.array([1, 2], type_), Top(column="x", count=3)).key, type_) is None
 
 
 def test_a_fraction_keeps_one_more_and_all_equals_of_the_last() -> None:
