@@ -15,6 +15,7 @@ COMMANDS = {
     "recall": [],
     "semantic": ["--rows", "25000", "100000", "--recall", "20000"],
     "shard": [],
+    "scores": [],
     "select_rules": [],
     "records": [],
     "tables": [],
