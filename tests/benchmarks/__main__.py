@@ -17,6 +17,7 @@ COMMANDS = {
     "shard": [],
     "scores": [],
     "select_rules": [],
+    "select_top_balance": [],
     "records": [],
     "tables": [],
     "adopt": [],
