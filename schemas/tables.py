@@ -171,7 +171,7 @@ DECISIONS: Final = _table(
     (
         "dropped_by",
         pa.string(),
-        "a rule, duplicate, contaminated, not_embedded, uids, words, image_based, top, balance, retracted; null: kept",
+        "a rule, duplicate, contaminated, not_embedded, uids, listed_words, image_based, top, balance, retracted",
     ),
     ("weight", pa.float32(), "sampling weight; where select.weight is given, null for a dropped row"),
 )

@@ -8,7 +8,7 @@ import pyarrow as pa
 from schemas.tables import DECISIONS
 
 DUPLICATE, CONTAMINATED, NOT_EMBEDDED = "duplicate", "contaminated", "not_embedded"
-UIDS, WORDS, IMAGE_BASED, TOP, BALANCE = "uids", "words", "image_based", "top", "balance"
+UIDS, WORDS, IMAGE_BASED, TOP, BALANCE = "uids", "listed_words", "image_based", "top", "balance"
 RESERVED = ("retracted", DUPLICATE, CONTAMINATED, NOT_EMBEDDED, UIDS, WORDS, IMAGE_BASED, TOP, BALANCE)
 """What drops a row without being a rule of the recipe: no rule may have such a name."""
 

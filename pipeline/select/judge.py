@@ -4,7 +4,7 @@
 | --- | --- |
 | `uid` | |
 | `drop_duplicate`, `drop_contaminated`, `drop_not_embedded` | what takes a row before any rule |
-| `pass_<rule>`, `pass_uids`, `pass_words`, `pass_image_based` | in the order in which they take a row |
+| `pass_<rule>`, `pass_uids`, `pass_listed_words`, `pass_image_based` | in the order in which they take a row |
 | `value` | of `top`'s column |
 | `entries` | numbers of `balance`'s entries that the text holds |
 | `weight` | of `select.weight` |

@@ -2,7 +2,7 @@
 
 rounds/0001.json  →  units 0001-0000000 … of the tables `decisions` and `overlaps`. Every rule is evaluated for every
 row; a row is dropped by the first of: duplicate, contaminated, not_embedded, the rules in the recipe's order, uids,
-words, image_based, top, balance. A round's plan says where top cuts and with which counts balance draws.
+listed_words, image_based, top, balance. A round's plan says where top cuts and with which counts balance draws.
 """
 
 import shutil

@@ -18,6 +18,7 @@ from pipeline.ingest.describe import TextDescriber
 from pipeline.ingest.text import make_caption
 from pipeline.metadata import TEXT_COUNT, schema_of
 from pipeline.rules import Rules
+from pipeline.select.decide import RESERVED
 from schemas.recipe import Ingest
 
 ROWS = 100_000
@@ -281,4 +282,5 @@ def test_the_language_is_the_first_label_whatever_its_score(name: str) -> None:
 
 def test_every_shipped_recipe_is_one() -> None:
     for name in recipe_names():
-        load_recipe(name, [])
+        rules = load_recipe(name, []).select.rules
+        assert not {rule.lower() for rule in rules} & set(RESERVED), name

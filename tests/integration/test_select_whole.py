@@ -291,7 +291,7 @@ def test_only_rows_with_a_listed_word_between_white_space_are_kept(tmp_path: Pat
     pool = Scored(tmp_path / "root").rows(range(7), columns={"text": texts.__getitem__})
     pool.run(asked(words=str(tmp_path / "words.txt")))
     assert pool.kept() == {0, 1, 3}
-    assert pool.drop("words") == {2, 4, 5, 6}
+    assert pool.drop("listed_words") == {2, 4, 5, 6}
 
 
 def test_a_sweep_says_what_each_threshold_would_keep_and_writes_nothing(tmp_path: Path) -> None:
