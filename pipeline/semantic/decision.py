@@ -28,7 +28,7 @@ from schemas.records import Counts, Round, UnitRecord
 from schemas.tables import DUPLICATES
 
 EXACT: Final = 1 << 14
-"""Rows up to which all are compared with all: it takes less than clustering them."""
+"""Rows of a group up to which all are compared with all: it takes less than clustering them, and loses nothing."""
 
 _log = logging.getLogger(__name__)
 
@@ -62,21 +62,21 @@ class Decision:
         settings = self._recipe.semantic
         order = rows.by_rank()
         groups = _groups(rows, order, self._recipe.dedupe.scope)
-        search = find.Search(rows.vectors, settings.eps)
+        whole = find.Search(rows.vectors, settings.eps)
+        spread = whole
         if any(len(group) > EXACT for group in groups):
-            search.clusters = self._clustered(rows.vectors, rows.table)
+            spread = find.Search(rows.vectors, settings.eps, self._clustered(rows.vectors, rows.table))
         gone, witness = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
         for group in groups:
             standing = int((group < rows.standing).sum())
             if standing == len(group):
                 continue
-            found = find.kept_witnesses(search, group, standing)
+            found = find.kept_witnesses(whole if len(group) <= EXACT else spread, group, standing)
             dropped = np.flatnonzero(found != np.arange(len(group)))
             gone.append(group[dropped])
             witness.append(group[found[dropped]])
-        _log.info(
-            "semantic: %d rows, %d of an earlier round; %d pairs compared", len(order), rows.standing, search.compared
-        )
+        compared = whole.compared + (spread.compared if spread is not whole else 0)
+        _log.info("semantic: %d rows, %d of earlier rounds; %d pairs compared", len(order), rows.standing, compared)
         return _told(rows, np.concatenate(gone), np.concatenate(witness))
 
     def _find_overlaps(self, rows: Rows) -> pa.Table:

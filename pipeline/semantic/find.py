@@ -122,8 +122,8 @@ class Search:
             one, other = one[looked], other[looked]
         unsure = np.flatnonzero(cosines[one, other] <= 1 - self.eps + error)
         right = np.ones(len(one), np.bool_)
-        sure = distances(queries, asks[one[unsure]], self.vectors, answers[other[unsure]])
-        right[unsure] = sure < self.eps
+        apart = distances(queries, asks[one[unsure]], self.vectors, answers[other[unsure]])
+        right[unsure] = apart < self.eps
         return one[right], other[right]
 
 
