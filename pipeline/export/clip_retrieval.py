@@ -7,6 +7,7 @@ digits as their count needs (clip_inference/writer.py and mapper.py of rom1504/c
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
@@ -78,11 +79,13 @@ def _encoder_of(store: Store, wanted: str | None) -> tuple[str, dict[str, list[s
     published = read_published(store, "embeddings")
     encoders: set[str] = set()
     files: dict[str, list[str]] = {}
-    for file in published.files if published else []:
-        here = set(_read(store, file.path, ["encoder"])["encoder"].unique().to_pylist())
-        encoders |= here
-        if wanted is None or wanted in here:
-            files.setdefault(file.path.rpartition("/")[2].partition(".")[0], []).append(file.path)
+    all_paths = [file.path for file in published.files] if published else []
+    with ThreadPoolExecutor(max(4, store.parallel_reads)) as pool:
+        found = pool.map(lambda path: set(_read(store, path, ["encoder"])["encoder"].unique().to_pylist()), all_paths)
+        for path, here in zip(all_paths, found, strict=True):
+            encoders |= here
+            if wanted is None or wanted in here:
+                files.setdefault(path.rpartition("/")[2].partition(".")[0], []).append(path)
     adopted = adopted_scores(store).base
     for paths in files.values():
         paths.sort(key=lambda path: path.startswith(f"{adopted}/"))
