@@ -50,11 +50,12 @@ def test_an_unknown_recipe_names_the_nearest_shipped_one() -> None:
 
 
 def test_a_field_that_shapes_results_changes_its_stage_and_the_set_level_stages_after_it() -> None:
-    before, after = Recipe(), load_recipe("default", ["download.image_size=128"])
+    encoder = "embed.encoders=[{name: b32, weights: untrained}]"
+    before, after = (load_recipe("default", [encoder, *more]) for more in ([], ["download.image_size=128"]))
     old, new = fingerprint(before, "download", {}), fingerprint(after, "download", {})
     assert old != new
     assert fingerprint(before, "shard", {"download": old}) != fingerprint(after, "shard", {"download": new})
-    assert fingerprint(before, "embed", {"download": old}) == fingerprint(after, "embed", {"download": new})
+    assert fingerprint(before, "embed/b32", {"download": old}) == fingerprint(after, "embed/b32", {"download": new})
 
 
 @pytest.mark.parametrize(
