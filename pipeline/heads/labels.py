@@ -22,7 +22,7 @@ from pipeline.errors import InputError
 from pipeline.heads.head import NAME, Head, Spec, one_line
 
 if TYPE_CHECKING:
-    from pipeline.encoders.load import LoadedEncoder
+    from pipeline.encoders.encoder import LoadedEncoder
 
 BATCH = 256
 """Prompts encoded at a time."""
@@ -31,7 +31,10 @@ BATCH = 256
 def _named(value: object) -> object:
     """Labels given as a list are named after themselves."""
     if isinstance(value, list):
-        return {re.sub(r"[^a-z0-9]+", "_", str(name).lower()).strip("_"): [name] for name in value}
+        named = [(re.sub(r"[^a-z0-9]+", "_", str(name).lower()).strip("_"), [name]) for name in value]
+        if len(dict(named)) < len(named):
+            raise ValueError("two labels have the same name; give them names: {name: [label]}")
+        return dict(named)
     if isinstance(value, dict):
         return {key: [names] if isinstance(names, str) else names for key, names in value.items()}
     return value

@@ -1,8 +1,11 @@
 """The heads that a recipe names, and the encoder that each belongs to: no torch, no store."""
 
+import functools
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+
+import duckdb
 
 from pipeline.encoders.identity import file_sha256, identify
 from pipeline.errors import InputError
@@ -80,8 +83,17 @@ def _read(embed: Embed) -> list[Named]:
             if column in taken or column.startswith("clip_score") or column in given:
                 other = f"head {given[column]} gives" if column in given else "there is"
                 raise InputError(f"recipe embed.heads.{head.key}: {other} a column {column} already; name it otherwise")
+            if column in _sql_keywords():
+                raise InputError(f"recipe embed.heads.{head.key}: {column} is a word of SQL; name it otherwise")
             given[column] = head.key
     return named
+
+
+@functools.cache
+def _sql_keywords() -> frozenset[str]:
+    """Words that no column may be named, or else every query has to quote it."""
+    query = "SELECT keyword_name FROM duckdb_keywords() WHERE keyword_category = 'reserved'"
+    return frozenset(name for (name,) in duckdb.sql(query).fetchall())
 
 
 def _named(key: str, path: str) -> Named:

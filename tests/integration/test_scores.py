@@ -209,6 +209,7 @@ def test_a_head_of_another_encoder_is_refused_with_both_digests(tmp_path: Path, 
         ("clip_score_b32", {"column": "clip_score_b32"}, "there is a column clip_score_b32 already"),
         ("aesthetic", {}, "gives nsfw; name it nsfw or nsfw_<more>"),
         ("Nsfw", {}, "lower-case"),
+        ("order", {"column": "order"}, "order is a word of SQL"),
     ],
 )
 def test_a_column_that_cannot_be_is_refused(

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.encoders.load import LoadedEncoder, load
+from jobs.heads import main
+from pipeline.encoders.encoder import LoadedEncoder
+from pipeline.encoders.load import load
 from pipeline.errors import InputError
 from pipeline.heads.head import Evaluator
 from pipeline.heads.labels import read_labels, zero_shot
@@ -80,6 +82,7 @@ def test_scores_are_clips_own_zero_shot(score: str, weights: Path, encoder: Load
         ("labels: {Dog: [dog], cat: [cat]}", "label 'Dog' is no name"),
         ("labels: [dog, cat]\nscore: logit", "score: input should be 'probability' or 'cosine'"),
         ("label: [dog, cat]", "labels: field required"),
+        ("labels: [a dog, a-dog]", "two labels have the same name"),
         ("- dog", "expected labels: and templates:, got list"),
         ("labels: [", "is no YAML"),
     ],
@@ -101,6 +104,17 @@ def test_a_recipe_with_several_encoders_must_say_whose_labels_they_are(tmp_path:
     assert heads_of(recipe, one) == {}
     assert heads_of(recipe, two).keys() == {"zs_dog", "zs_cat"}
     assert head_columns(recipe.embed) == ["zs_cat", "zs_dog"]
+
+
+def test_a_converted_head_is_bound_to_the_recipes_encoder(tmp_path: Path, weights: Path) -> None:
+    torch.save(torch.nn.Linear(DIM, 1).state_dict(), tmp_path / "linear.pth")
+    recipe = {"embed": {"encoders": [{"name": "one", "weights": str(weights)}],
+                        "heads": {"aesthetic": str(tmp_path / "aesthetic.json")}}}  # fmt: skip
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    flags = ["--out", str(tmp_path / "aesthetic.json"), "--recipe", str(tmp_path / "recipe.yaml")]
+    assert main(["laion-aesthetic", str(tmp_path / "linear.pth"), *flags]) == 0
+    parsed = Recipe.model_validate(recipe)
+    assert heads_of(parsed, parsed.embed.encoders[0]).keys() == {"aesthetic"}
 
 
 def test_another_template_is_another_digest(tmp_path: Path, weights: Path) -> None:
