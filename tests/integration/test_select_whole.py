@@ -285,6 +285,40 @@ def test_a_weight_is_a_number_of_each_kept_row_and_0_where_there_is_none(tmp_pat
     assert {row["weight"] for row in plain.decisions().values()} == {1.0}
 
 
+def clustered(tmp_path: Path) -> tuple[Scored, Recipe]:
+    """Rows east or, every third, north; the reference images lie east."""
+    np.save(tmp_path / "east.npy", np.array([[1.0, 0.1], [1.0, -0.1]], np.float32))
+    vectors: dict[int, list[float]] = {0: [0.0, 1.0], 1: [1.0, 0.0], 2: [1.0, 0.0]}
+    images = {"encoder": ENCODER, "reference": str(tmp_path / "east.npy"), "clusters": 2}
+    top = {"column": "clip_score", "fraction": 0.5, "of": "survivors"}
+    recipe = asked([ENCODER], rules={"wide": "original_width >= 200"}, image_based=images, top=top)
+    pool = Scored(tmp_path / "root").rows(range(300), 2, **SCORED, vectors=lambda number, _: vectors[number % 3])
+    return pool, recipe
+
+
+def test_rows_far_from_the_references_are_dropped_after_the_rules_and_before_top(tmp_path: Path) -> None:
+    pool, recipe = clustered(tmp_path)
+    decided = pool.run(recipe).decisions()
+    assert {number for number, row in decided.items() if row["pass_image_based"]} == {n for n in range(300) if n % 3}
+    assert pool.drop("wide") == {n for n in range(300) if width(n) < 200}
+    assert pool.drop("image_based") == {n for n in range(300) if width(n) >= 200 and n % 3 == 0}
+    left = [found for n in range(300) if width(n) >= 200 and n % 3 and (found := score(n)) is not None]
+    least = sorted(left, reverse=True)[int(len(left) * 0.5)]
+    assert len(pool.kept()) == sum(found >= least for found in left)
+
+
+def test_a_sweep_clusters_aside(tmp_path: Path) -> None:
+    pool, recipe = clustered(tmp_path)
+    pool.run(recipe)
+    before = snapshot(tmp_path / "root")
+    found = run_sweep(pool.store, recipe, pool.folders, "clip_score", ["0.2", "0.6"])
+    wanted = [
+        sum(width(n) >= 200 and n % 3 > 0 and (score(n) or 0) >= least for n in range(300)) for least in (0.2, 0.6)
+    ]
+    assert found.both.diagonal().tolist() == wanted
+    assert snapshot(tmp_path / "root") == before
+
+
 def test_only_rows_with_a_listed_word_between_white_space_are_kept(tmp_path: Path) -> None:
     (tmp_path / "words.txt").write_text("Dog\nhouse's\n")
     texts = ["a dog", "DOG", "a dog.", "the house's\u3000roof", "house", None, ""]
