@@ -1,7 +1,9 @@
 """The README's queries over tables/ run as they stand, where the demo's output lies."""
 
+import importlib
 import os
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,16 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     os.chdir(folder)
     yield folder
     os.chdir(before)
+
+
+def test_every_command_runs(demo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (block,) = blocks("sh")
+    for line in block.splitlines():
+        python, flag, module, *arguments = shlex.split(line, comments=True)
+        assert (python, flag) == ("python", "-m")
+        assert importlib.import_module(module).main(arguments) == 0
+    assert (demo / "deciles.html").exists()
+    assert "scores.clip_score of b32" in capsys.readouterr().out
 
 
 def test_every_query_runs_in_duckdb_and_finds_rows(demo: Path) -> None:
