@@ -136,7 +136,8 @@ class _Pool:
 
         actors = {self._start() for _ in range(self._workers)}
         try:
-            while self._calls or self._go_on():
+            # An actor that there is no room for never answers: nobody waits for it once the work is done.
+            while self._go_on() or any(lane is not None for _, lane in self._calls.values()):
                 if not self._calls:
                     actors.add(self._start())
                 # Waking now and then lets Python handle signals.

@@ -30,6 +30,50 @@ for result in embed(pool.store, folders_of(pool), recipe(), sys.argv[2], actors=
 """
 
 
+ON_TWO_NODES = """
+import sys, threading, time
+from pathlib import Path
+import ray
+from ray.cluster_utils import Cluster
+from tests.faults.test_embed_kills import Slow, folders_of, pool_of, recipe
+from tests.embed_fixture import embed
+root = Path(sys.argv[1])
+pool = pool_of(root)
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+cluster.wait_for_nodes()
+ray.init(cluster.address, log_to_driver=False)
+
+def kill() -> None:
+    while not (root / "node").exists():
+        time.sleep(0.05)
+    name = (root / "node").read_text()
+    cluster.remove_node(next(node for node in nodes if node.node_id == name), allow_graceful=False)
+
+threading.Thread(target=kill, daemon=True).start()
+slow = Slow(root / "node")
+for result in embed(pool.store, folders_of(pool), recipe(), "first", plain=slow, decoders=1, actors=1):
+    print(result["unit"], result["state"], flush=True)
+"""
+
+
+class Slow(Plain):
+    """Takes its time, so that something can happen meanwhile, and says on which node it is."""
+
+    def __init__(self, place: Path) -> None:
+        super().__init__()
+        self._place = place
+
+    def encode_images(self, pixels: Any) -> Any:
+        import ray
+
+        if not self._place.exists():
+            self._place.with_suffix(".part").write_text(ray.get_runtime_context().get_node_id())
+            self._place.with_suffix(".part").rename(self._place)
+        time.sleep(1)
+        return super().encode_images(pixels)
+
+
 def recipe() -> Recipe:
     return parse_recipe({"dedupe": {"levels": {}}, "embed": {"batch_size": 4}}, "test")
 
@@ -93,6 +137,18 @@ def test_a_killed_actor_takes_no_row_along(tmp_path: Path, undisturbed: dict[str
     folder = folders_of(pool)["embed/plain"]
     assert embeddings(folder) == undisturbed
     assert set(folder.generations().values()) == {0}
+
+
+def test_a_node_that_is_gone_takes_no_row_along(tmp_path: Path, undisturbed: dict[str, dict[str, Any]]) -> None:
+    pool = pool_of(tmp_path / "root")
+    command = [sys.executable, "-c", ON_TWO_NODES, str(tmp_path / "root")]
+    done = subprocess.run(command, cwd=REPOSITORY, timeout=120, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "deferred" not in done.stdout
+    folder = folders_of(pool)["embed/plain"]
+    assert embeddings(folder) == undisturbed
+    marks = [path.name for path in (tmp_path / "root/embed/e0/attempts").iterdir()]
+    assert any(name.endswith(".0.2") for name in marks), "a unit was begun twice"
 
 
 def test_an_image_that_kills_its_decoder_fails_alone(

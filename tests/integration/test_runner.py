@@ -56,3 +56,12 @@ def test_a_raised_stop_flag_lets_no_further_unit_begin(tmp_path: Path) -> None:
     stop.raise_flag()
     assert not run(tmp_path, ["a", "b"], stop)
     assert not list((tmp_path / "marks").iterdir())
+
+
+def test_actors_that_there_is_no_room_for_are_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "marks").mkdir()
+    results: list[Result] = []
+    lanes = [[{"unit": f"u{number}", "generation": 0, "rows": 1}] for number in range(6)]
+    plan = Pass("download", lambda: MarkingWorker(str(tmp_path / "marks")), actors=6, cpus=(os.cpu_count() or 1) / 2)
+    run_units(RECIPE, plan, lanes, StopFlag(str(tmp_path), "r"), results.append)
+    assert len(results) == 6
