@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--encoder", metavar="NAME", help="which of its encoders; needed where it has several")
     parser.add_argument("--set", action="append", default=[], metavar="section.key=value", help="beats the recipe")
     parser.add_argument("--encoder-sha256", metavar="HEX", help="in place of a recipe: sha256 of the encoder's weights")
-    parser.add_argument("--column", metavar="NAME", help="what to call its score; default: aesthetic, nsfw or pwatermark")
+    parser.add_argument("--column", metavar="NAME", help="what to call its score, if not aesthetic, nsfw or pwatermark")
     flags = parser.parse_args(argv)
 
     def run() -> int:
