@@ -14,7 +14,7 @@ from pipeline.dedupe.stage import run_dedupe
 from pipeline.rounds import open_table, table_path
 from pipeline.select.stage import run_select
 from pipeline.stop import StopFlag
-from pipeline.storage import LocalStore
+from pipeline.storage import LocalStore, Store
 from pipeline.units import Output, StageFolder
 from schemas.recipe import Recipe, parse_recipe
 from schemas.tables import EMBEDDINGS, OUTCOMES, PAIRS, SCORES
@@ -35,8 +35,8 @@ def uid(number: int) -> str:
 class Scored:
     """Rows are numbered; what is not given of a row is null, but for its uid and text."""
 
-    def __init__(self, root: Path) -> None:
-        self.store = LocalStore(root)
+    def __init__(self, root: Path | Store) -> None:
+        self.store: Store = LocalStore(root) if isinstance(root, Path) else root
         self.folders = {stage: StageFolder(self.store, stage, "a0") for stage in ("download", "dedupe")}
         self._units = 0
 

@@ -25,6 +25,7 @@ from pipeline.rounds import read_rounds
 from pipeline.select.sweep import parse_sweep, run_sweep
 from pipeline.stages import stage_folders
 from pipeline.stop import StopFlag
+from pipeline.storage import Store, open_store
 from schemas.recipe import Recipe, RecipeError, fingerprint
 from schemas.records import Batch
 from tests.running import REPOSITORY, snapshot
@@ -245,7 +246,7 @@ pool.run(asked_whole(sys.argv[2]), sys.argv[3])
 """
 
 
-def whole(root: Path) -> Scored:
+def whole(root: Path | Store) -> Scored:
     return Scored(root).rows(range(900), 3, **{**SCORED, "columns": HELD["columns"]})
 
 
@@ -273,6 +274,16 @@ def test_a_second_run_changes_nothing_and_another_folder_gets_the_same_bytes(tmp
     assert snapshot(tmp_path / "root") == before
     whole(tmp_path / "again").run(asked_whole(entries))
     assert files_of(tmp_path / "again") == tables
+
+
+def test_a_root_in_s3_is_decided_as_one_on_a_disk(tmp_path: Path, entries: str, s3: str) -> None:
+    there, here = whole(open_store(s3)), whole(tmp_path / "root")
+    for pool in (there, here):
+        pool.run(asked_whole(entries))
+        pool.rows(range(900, 1200), **{**SCORED, "columns": HELD["columns"]}).run(asked_whole(entries), "second")
+    assert there.decisions() == here.decisions()
+    plans = [[round_.plan for round_ in read_rounds(pool.folders["select"])] for pool in (there, here)]
+    assert plans[0] == plans[1]
 
 
 def test_a_weight_is_a_number_of_each_kept_row_and_0_where_there_is_none(tmp_path: Path) -> None:
