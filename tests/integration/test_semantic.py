@@ -177,14 +177,15 @@ def test_running_again_touches_nothing(tmp_path: Path) -> None:
 
 
 def planted(root: Path, parts: int = 3) -> Embedded:
-    """300 rows of 60 groups of near copies, in `parts` download units."""
+    """300 rows of 60 groups of near copies, in `parts` download units; of more than three the last comes first."""
     made = Embedded(root)
     rng = np.random.default_rng(3)
     centres = rng.normal(size=(60, 16))
     vectors = {n: centres[n % 60] / 4 + 0.05 * rng.normal(size=16) for n in range(300)}
     scores = {n: round(float(rng.uniform(0.1, 0.4)), 2) for n in range(300)}
     for part, numbers in enumerate(np.array_split(np.arange(300), parts)):
-        made.unit(f"0001-{part:07d}", {int(n): vectors[int(n)] for n in numbers}, scores)
+        name = f"0001-{parts - part if parts > 3 else part:07d}"
+        made.unit(name, {int(n): vectors[int(n)] for n in numbers}, scores)
     return made
 
 
