@@ -22,7 +22,7 @@ class Weight:
         # A condition that holds the expression is refused for what no row can answer: aggregates, windows, subqueries.
         condition = f"(\n{expression}\n) IS NOT NULL"
         if problem := flaw(self._engine, condition, "rows_", schema.names):
-            raise InputError(f"{PLACE}: {expression!r} {problem}")
+            raise InputError(f"{PLACE}: {expression!r} {problem.replace('SQL condition', 'SQL number')}")
         kind = str(self._engine.execute(f"SELECT TRY((\n{expression}\n)) FROM rows_").description[0][1])
         if not kind.startswith(("DECIMAL", *_NUMBERS)):
             raise InputError(f"{PLACE}: {expression!r} gives {kind}, not a number")
