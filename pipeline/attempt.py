@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from contextlib import ExitStack
 
+from pipeline.errors import UnitError
 from pipeline.runner import Result, Unit
-from pipeline.shard.pool import PoolMismatchError
 from pipeline.units import Attempt, StageFolder
 from schemas.records import UnitRecord
 
@@ -14,9 +14,9 @@ def attempt_unit(
 ) -> Result:
     """Make and commit a unit that is not committed yet.
 
-    `deferred` where an earlier attempt died and this is not a lone pass, `failed` where the pool does not hold what was
-    recorded. An attempt that ends so, or by what `make` raises (a full disk, a store that is gone: no fault of the
-    unit's), is withdrawn.
+    `deferred` where an earlier attempt died and this is not a lone pass, `failed` where `make` raises UnitError. An
+    attempt that ends so, or by what else `make` raises (a full disk, a store that is gone: no fault of the unit's), is
+    withdrawn.
     """
     name, generation = unit["unit"], unit["generation"]
     if (record := folder.committed(name, generation)) is not None:
@@ -28,7 +28,7 @@ def attempt_unit(
             return {"unit": name, "state": "deferred", "rows": 0}
         try:
             record = make(attempt)
-        except PoolMismatchError as error:
+        except UnitError as error:
             return {"unit": name, "state": "failed", "rows": 0, "error": str(error)}
         given_up.pop_all()
     return done(record)

@@ -15,3 +15,7 @@ class LeaseLostError(RuntimeError):
 
 class StoreError(OSError):
     """The store cannot be used or did not do what it was asked: exit code 1."""
+
+
+class UnitError(StoreError):
+    """What a unit reads is not what was recorded: it ends as failed, and the run goes on with the others."""

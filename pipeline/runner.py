@@ -10,8 +10,9 @@ import gc
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -110,6 +111,22 @@ def run_here(
     with ThreadPoolExecutor(workers) as pool:
         for result in pool.map(run, units):
             report(result)
+
+
+@contextmanager
+def failures_last(stage: str, report: Callable[[Result], None]) -> Iterator[Callable[[Result], None]]:
+    """`report`, for a pass whose units may fail: at its end StoreError with the first failed unit's error."""
+    failed: list[str] = []
+
+    def heard(result: Result) -> None:
+        if result["state"] == "failed":
+            failed.append(f"{stage} unit {result['unit']}: {result['error']}")
+        else:
+            report(result)
+
+    yield heard
+    if failed:
+        raise StoreError(failed[0] + (f" (and {len(failed) - 1} more units)" if len(failed) > 1 else ""))
 
 
 class _Pool:

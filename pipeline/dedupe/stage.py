@@ -9,9 +9,8 @@ cut short is decided again, and only the units without a record are written. Mem
 
 from collections.abc import Callable, Mapping
 
-from pipeline.errors import StoreError
 from pipeline.rounds import open_round, read_rounds, round_over_download, unfinished
-from pipeline.runner import Pass, Result, Unit, UnitWorker, run_here, run_units
+from pipeline.runner import Pass, Result, Unit, UnitWorker, failures_last, run_here, run_units
 from pipeline.stop import StopFlag
 from pipeline.storage import Store
 from pipeline.units import StageFolder
@@ -52,14 +51,6 @@ def run_hashes(
     Raises StoreError where the pool does not hold what was recorded, once all other units are hashed.
     """
     due = hashes_due(folders["download"], folder)
-    failed: list[str] = []
-
-    def heard(result: Result) -> None:
-        if result["state"] == "failed":
-            failed.append(f"hashes unit {result['unit']}: {result['error']}")
-        else:
-            report(result)
-
     download, dihedral = folders["download"].fingerprint, recipe.dedupe.dihedral
 
     def make() -> UnitWorker:
@@ -68,12 +59,11 @@ def run_hashes(
 
         return HashWorker(store.uri, download, folder.fingerprint, dihedral, run)
 
-    if sum(unit["rows"] for unit in due) < FEW:
-        run_here(make, due, stop, heard)
-    else:
-        run_units(recipe, Pass("hashes", make), [[unit] for unit in due], stop, heard)
-    if failed:
-        raise StoreError(failed[0] + (f" (and {len(failed) - 1} more units)" if len(failed) > 1 else ""))
+    with failures_last("hashes", report) as heard:
+        if sum(unit["rows"] for unit in due) < FEW:
+            run_here(make, due, stop, heard)
+        else:
+            run_units(recipe, Pass("hashes", make), [[unit] for unit in due], stop, heard)
 
 
 def run_dedupe(

@@ -14,9 +14,8 @@ import pyarrow.compute as pc
 
 from pipeline.cluster import connect
 from pipeline.embed.rows import DueRows, decided_units
-from pipeline.errors import StoreError
 from pipeline.rounds import open_table, table_path
-from pipeline.runner import Pass, Result, Unit, UnitWorker, run_here, run_units
+from pipeline.runner import Pass, Result, Unit, UnitWorker, failures_last, run_here, run_units
 from pipeline.stop import StopFlag
 from pipeline.storage import Store
 from pipeline.units import StageFolder
@@ -85,15 +84,9 @@ def run_embed(
 ) -> None:  # fmt: skip
     """Embed what is due. Raises StoreError where the pool does not hold what was recorded, once all else is done."""
     due = embed_due(store, recipe, folders, encoder)
-    failed: list[str] = []
-
-    def heard(result: Result) -> None:
-        if result["state"] == "failed":
-            failed.append(f"embed unit {result['unit']}: {result['error']}")
-        else:
-            report(result)
-
-    if due:
+    if not due:
+        return
+    with failures_last("embed", report) as heard:
         upstream = {key: (one.stage, one.fingerprint) for key, one in folders.items() if not key.startswith("embed/")}
         make = partial(make_worker, store.uri, upstream, folder.fingerprint, recipe, encoder, run)
         address = recipe.ray.address or os.environ.get("RAY_ADDRESS") or "local"
@@ -102,8 +95,6 @@ def run_embed(
                 run_here(lambda: worker, due, stop, heard, workers=1)
         else:
             run_units(recipe, plan_of(recipe, "embed", make, UNITS_AT_A_TIME), [[unit] for unit in due], stop, heard)
-    if failed:
-        raise StoreError(failed[0] + (f" (and {len(failed) - 1} more units)" if len(failed) > 1 else ""))
 
 
 def make_worker(

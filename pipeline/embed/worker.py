@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.attempt import attempt_unit
 from pipeline.embed.beside import BESIDE, read_scored, scored
 from pipeline.embed.forward import Beside, Encoder, Forward
 from pipeline.embed.rows import DueRows, ok_uids
@@ -21,11 +22,10 @@ from pipeline.fence import Fence
 from pipeline.root import ABOUT
 from pipeline.rounds import open_table, table_path
 from pipeline.runner import Result, Unit
-from pipeline.shard.pool import PoolMismatchError
 from pipeline.storage import open_store
 from pipeline.units import MAX_LONE_DEATHS, Attempt, Output, StageFolder, count
 from schemas import recipe
-from schemas.records import UnitRecord
+from schemas.records import Counts, UnitRecord
 from schemas.tables import EMBEDDINGS
 
 DECODERS_A_TOKENIZER = 8
@@ -76,19 +76,19 @@ class EmbedWorker:
 
         After MAX_LONE_DEATHS the rows not embedded yet end as failed, internal.
         """
-        name, generation = unit["unit"], unit["generation"]
-        if (record := self._folder.committed(name, generation)) is not None:
-            return {"unit": name, "state": "done", "rows": unit["rows"], "counts": record.counts}
-        attempt = self._folder.begin(name, generation, self._run, alone)
-        if attempt.suspect and not alone:
-            self._folder.withdraw(attempt)
-            return {"unit": name, "state": "deferred", "rows": 0}
-        try:
+        new: list[Counts] = []
+
+        def make(attempt: Attempt) -> UnitRecord:
             with self._folder.working(attempt) as scratch:
-                record, new = self._make(attempt, unit, scratch)
-        except PoolMismatchError as error:
-            return {"unit": name, "state": "failed", "rows": 0, "error": str(error)}
-        return {"unit": name, "state": "done", "rows": unit["rows"], "counts": new}
+                record, made = self._make(attempt, unit, scratch)
+            new.append(made)
+            return record
+
+        result = attempt_unit(self._folder, unit, self._run, alone, make)
+        if result["state"] == "done":
+            result["rows"] = unit["rows"]
+            result["counts"] = new[0] if new else result["counts"]
+        return result
 
     def _make(self, attempt: Attempt, unit: Unit, scratch: Path) -> tuple[UnitRecord, Any]:
         order = ok_uids(self._folders["download"], unit["unit"], unit["download"])

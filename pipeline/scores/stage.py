@@ -15,13 +15,13 @@ from functools import partial
 from typing import Any
 
 from pipeline.embed.beside import BESIDE
-from pipeline.errors import InputError, StoreError
+from pipeline.errors import InputError
 from pipeline.faults import fault_point
 from pipeline.heads.head import Head, written
 from pipeline.heads.labels import Labels, zero_shot
 from pipeline.heads.recipe import Named, heads_of, named_heads, read_head
 from pipeline.root import ABOUT
-from pipeline.runner import Pass, Result, Unit, run_here, run_units
+from pipeline.runner import Pass, Result, Unit, failures_last, run_here, run_units
 from pipeline.stop import StopFlag
 from pipeline.storage import Store
 from pipeline.units import StageFolder
@@ -62,34 +62,25 @@ def run_scores(
         return
     heads = named_heads(recipe, encoder)
     _put_heads(embed, folder, encoder, heads)
-    failed: list[str] = []
-
-    def heard(result: Result) -> None:
-        if result["state"] == "failed":
-            failed.append(f"scores unit {result['unit']}: {result['error']}")
-        else:
-            report(result)
-
     pixels = [f"{BESIDE}{head.digest}" for head in heads if head.over_pixels]
     machine = (folders["download"].fingerprint, recipe.embed.decoders) if pixels else None
     make = partial(make_worker, store.uri, embed.fingerprint, folder.fingerprint, run, machine)
     rows = sum(unit["rows"] for unit in due)
     unseen = sum(unit["rows"] for unit in due if set(pixels) - _tables(embed, unit)) if pixels else 0
     address = recipe.ray.address or os.environ.get("RAY_ADDRESS") or "local"
-    if unseen and (unseen >= FEW_IMAGES or address != "local"):
-        from pipeline.embed.stage import plan_of
+    with failures_last("scores", report) as heard:
+        if unseen and (unseen >= FEW_IMAGES or address != "local"):
+            from pipeline.embed.stage import plan_of
 
-        run_units(recipe, plan_of(recipe, "scores", make, 1), [[unit] for unit in due], stop, heard)
-    elif unseen:
-        cores = os.cpu_count() or 1
-        with closing(make(recipe.embed.num_gpus > 0, cores, cores)) as worker:
-            run_here(lambda: worker, due, stop, heard, workers=1)
-    elif rows >= (FEW_HEADED if heads else FEW):
-        run_units(recipe, Pass("scores", partial(make, False, 1, 1)), [[unit] for unit in due], stop, heard)
-    else:
-        run_here(partial(make, False, 1, 1), due, stop, heard)
-    if failed:
-        raise StoreError(failed[0] + (f" (and {len(failed) - 1} more units)" if len(failed) > 1 else ""))
+            run_units(recipe, plan_of(recipe, "scores", make, 1), [[unit] for unit in due], stop, heard)
+        elif unseen:
+            cores = os.cpu_count() or 1
+            with closing(make(recipe.embed.num_gpus > 0, cores, cores)) as worker:
+                run_here(lambda: worker, due, stop, heard, workers=1)
+        elif rows >= (FEW_HEADED if heads else FEW):
+            run_units(recipe, Pass("scores", partial(make, False, 1, 1)), [[unit] for unit in due], stop, heard)
+        else:
+            run_here(partial(make, False, 1, 1), due, stop, heard)
 
 
 def _tables(folder: StageFolder, unit: Unit) -> set[str]:

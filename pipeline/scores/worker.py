@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,15 +11,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.attempt import attempt_unit
 from pipeline.embed.beside import read_scored
-from pipeline.errors import StoreError
+from pipeline.errors import UnitError
 from pipeline.faults import fault_point
 from pipeline.fence import Fence
 from pipeline.heads.head import Evaluator, Floats, Head, read_spec, read_tensors
 from pipeline.rounds import open_table, table_path
 from pipeline.runner import Result, Unit
 from pipeline.scores.stage import LISTED
-from pipeline.shard.pool import PoolMismatchError
 from pipeline.storage import open_store
 from pipeline.units import Attempt, Output, StageFolder, fingerprints
 from schemas.records import UnitRecord
@@ -71,20 +70,7 @@ class ScoreWorker:
 
     def run(self, unit: Unit, alone: bool) -> Result:
         """Score and commit one unit; `deferred` where an earlier attempt died and this is not a lone pass."""
-        name, generation = unit["unit"], unit["generation"]
-        if (record := self._folder.committed(name, generation)) is not None:
-            return _done(record)
-        attempt = self._folder.begin(name, generation, self._run, alone)
-        with ExitStack() as given_up:
-            given_up.callback(self._folder.withdraw, attempt)
-            if attempt.suspect and not alone:
-                return {"unit": name, "state": "deferred", "rows": 0}
-            try:
-                record = self._make(attempt)
-            except (StoreError, PoolMismatchError) as error:
-                return {"unit": name, "state": "failed", "rows": 0, "error": str(error)}
-            given_up.pop_all()
-        return _done(record)
+        return attempt_unit(self._folder, unit, self._run, alone, self._make)
 
     def _make(self, attempt: Attempt) -> UnitRecord:
         upstream = self._embed.record(attempt.unit, attempt.generation)
@@ -119,9 +105,9 @@ class ScoreWorker:
                 continue
             width = evaluate.layers[0].weight.shape[0]
             if len(vectors) and vectors.shape[1] != width:
-                raise StoreError(f"{path}: vectors of {vectors.shape[1]} numbers, head {columns[0]} reads {width}")
+                raise UnitError(f"{path}: vectors of {vectors.shape[1]} numbers, head {columns[0]} reads {width}")
             if evaluate.raw and np.isnan(norms).any():
-                raise StoreError(f"{path}: has no image_norm for each vector, which head {columns[0]} needs")
+                raise UnitError(f"{path}: has no image_norm for each vector, which head {columns[0]} needs")
             outputs = evaluate(vectors, norms) if len(vectors) else np.empty((0, len(columns)), np.float32)
             scores = np.full((len(rows), len(columns)), np.nan, np.float32)
             scores[there] = outputs
@@ -203,7 +189,3 @@ def unit_vectors(column: pa.ChunkedArray) -> tuple[Any, Floats]:
     there = lists.is_valid().to_numpy(zero_copy_only=False)
     flat = lists.flatten().to_numpy(zero_copy_only=False)
     return there, flat.reshape(int(there.sum()), -1) if there.any() else np.empty((0, 0), np.float32)
-
-
-def _done(record: UnitRecord) -> Result:
-    return {"unit": record.unit, "state": "done", "rows": record.rows, "counts": record.counts}

@@ -7,14 +7,14 @@ from typing import Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from pipeline.dedupe.committing import Decided, commit_round
 from pipeline.dedupe.find import by_uid, first_equal, fixed, hexadecimal
 from pipeline.dedupe.rows import ByUid
 from pipeline.metadata import Metadata, rule_schema
 from pipeline.rounds import descriptors
 from pipeline.rules import Rules
-from pipeline.runner import Result, Unit
+from pipeline.runner import Result
 from pipeline.semantic import find
 from pipeline.semantic.against import OVERLAPS, overlaps, read_items
 from pipeline.semantic.clusters import POINTS, Floats, Index, kmeans, several_nearest
@@ -22,9 +22,9 @@ from pipeline.semantic.rows import THREADS, Gather, Rows
 from pipeline.semantic.vectors import Vectors, vector_folder
 from pipeline.stop import StopFlag
 from pipeline.storage import Store
-from pipeline.units import Output, StageFolder
-from schemas.recipe import Recipe, digest
-from schemas.records import Counts, Round, UnitRecord
+from pipeline.units import StageFolder
+from schemas.recipe import Recipe
+from schemas.records import Round
 from schemas.tables import DUPLICATES
 
 EXACT: Final = 1 << 14
@@ -113,28 +113,11 @@ class Decision:
 
     def commit(self, run: str, stop: StopFlag, report: Callable[[Result], None]) -> None:
         """Write those of the round's units that no record answers for."""
-        done = self._folder.generations()
-        for number, unit in enumerate(self._units):
-            if stop.is_set():
-                return
-            if unit["unit"] not in done:
-                record = self._commit(number, unit, run)
-                report({"unit": record.unit, "state": "done", "rows": record.rows, "counts": record.counts})
+        commit_round(self._folder, self._units, self._unit, run, stop, report)
 
-    def _commit(self, number: int, unit: Unit, run: str) -> UnitRecord:
+    def _unit(self, number: int) -> Decided:
         uids = self._uids[self._ends[number - 1] if number else 0 : self._ends[number]]
-        gone, overlaps = self._duplicates.of(uids), self._overlaps.of(uids)
-        attempt = self._folder.begin(unit["unit"], unit["generation"], run, alone=True)
-        with self._folder.working(attempt) as scratch:
-            outputs = []
-            for name, table in (("duplicates", gone), ("overlaps", overlaps)):
-                pq.write_table(table, scratch / f"{name}.parquet", compression="zstd")
-                outputs.append(Output(name, scratch / f"{name}.parquet", table.num_rows))
-            kept = len(uids) - gone.num_rows
-            counts: Counts = {"ok": {"": kept}} if kept else {}
-            if gone.num_rows:
-                counts["rejected"] = {"duplicate": gone.num_rows}
-            return self._folder.commit(attempt, outputs, counts, len(uids), digest(unit))
+        return Decided(len(uids), self._duplicates.of(uids), self._overlaps.of(uids))
 
 
 def _groups(rows: Rows, order: Index, scope: str) -> list[Index]:

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pyarrow as pa
 
-from pipeline.errors import StoreError
+from pipeline.errors import UnitError
 from pipeline.storage import Store, locate
 
 BLOCK_ROWS = 2_048
@@ -19,7 +19,7 @@ RANGE_BYTES = 8 << 20
 """Neighbours up to GAP_BYTES apart are one read, up to RANGE_BYTES: a request costs more than a few bytes unused."""
 
 
-class PoolMismatchError(StoreError):
+class PoolMismatchError(UnitError):
     """A pool image is not the one that was recorded, or is gone."""
 
 

@@ -17,7 +17,7 @@ from pipeline.attempt import attempt_unit
 from pipeline.errors import StoreError
 from pipeline.fence import Fence
 from pipeline.rounds import descriptors, open_round, read_rounds, unfinished
-from pipeline.runner import Pass, Result, Unit, run_here, run_units
+from pipeline.runner import Pass, Result, Unit, failures_last, run_here, run_units
 from pipeline.shard.plan import naming, next_round
 from pipeline.shard.pool import PoolReader
 from pipeline.shard.rows import RoundRows
@@ -70,24 +70,15 @@ def _make(
     run: str, stop: StopFlag, report: Callable[[Result], None],
 ) -> None:  # fmt: skip
     """Write the units' shards; raises StoreError with the first unit's error once all others are written."""
-    failed: list[str] = []
-
-    def heard(result: Result) -> None:
-        if result["state"] == "failed":
-            failed.append(f"shard unit {result['unit']}: {result['error']}")
-        else:
-            report(result)
-
     names = {stage: one.fingerprint for stage, one in folders.items()}
     make = partial(ShardWorker, store.uri, recipe, {**names, "shard": folder.fingerprint}, run)
     few = FEW_INDEXED if recipe.shard.mode == "index" else FEW
-    if sum(unit["rows"] for unit in units) < few:
-        run_here(make, units, stop, heard)
-    else:
-        lanes = [[{name: unit[name] for name in ("unit", "generation", "rows")}] for unit in units]
-        run_units(recipe, Pass("shard", make), lanes, stop, heard)
-    if failed:
-        raise StoreError(f"{failed[0]}" + (f" (and {len(failed) - 1} more units)" if len(failed) > 1 else ""))
+    with failures_last("shard", report) as heard:
+        if sum(unit["rows"] for unit in units) < few:
+            run_here(make, units, stop, heard)
+        else:
+            lanes = [[{name: unit[name] for name in ("unit", "generation", "rows")}] for unit in units]
+            run_units(recipe, Pass("shard", make), lanes, stop, heard)
     if not stop.is_set() and (left := unfinished(read_rounds(folder), folder.generations())):
         raise StoreError(f"{folder.base}: {len(left)} units ended without a record, {left[0]['unit']} first")
 

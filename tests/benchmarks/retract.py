@@ -58,7 +58,7 @@ JOB = """
 import sys
 from jobs.retract import main
 code = main(sys.argv[1:])
-print(*[line for line in open("/proc/self/status") if line.startswith("VmHWM")])
+print(*[line for line in open("/proc/self/status") if line.startswith("VmHWM")], end="")
 sys.exit(code)
 """
 """The job, and then its largest resident set: what wait4 says of it is the larger of it and its parent's."""
