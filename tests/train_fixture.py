@@ -89,12 +89,12 @@ def settings_of(folder: Path, **changes: Any) -> TrainSettings:
     return TrainSettings(**{**given, **changes})
 
 
-def job_of(folder: Path, out: str = "out", data: Path | None = None, samples: int = 60, **changes: Any) -> Job:
+def job_of(folder: Path, out: str = "out", data: Path | None = None, rows: int = 60, **changes: Any) -> Job:
     """A run on `data`, or on a dataset of so many samples that is written beside it."""
     if data is None:
         data = folder / "data"
         if not data.exists():
-            write_dataset(data, samples)
+            write_dataset(data, rows)
     index = make_index([find_dataset(str(data))], folder / out)
     return Job(settings_of(folder, **changes), str(folder / out), str(index.folder))
 

@@ -33,7 +33,7 @@ def order_of(said: dict[str, Any]) -> Order:
 
 
 def seen(checkpoint: Path, uids: Iterable[str]) -> dict[str, list[int]]:
-    """uid → the steps at which the checkpoint was trained on it, in order; uids it never saw are left out.
+    """uid → the steps (from 1, as in metrics.jsonl) that trained on it, in order; uids it never saw are left out.
 
     Raises InputError where the folder has no ledger, or the run's index is gone or is another's.
     """
@@ -53,7 +53,7 @@ def seen(checkpoint: Path, uids: Iterable[str]) -> dict[str, list[int]]:
     failed = {(one["step"], one["uid"]) for one in _failed(checkpoint)}
     found: dict[str, list[int]] = {}
     for uid in uids:
-        steps = {step for sample in index.samples_of(uid) for step in order.steps_seen(sample, said["step"])}
+        steps = {step + 1 for sample in index.samples_of(uid) for step in order.steps_seen(sample, said["step"])}
         if steps := {step for step in steps if (step, uid) not in failed}:
             found[uid] = sorted(steps)
     return found
