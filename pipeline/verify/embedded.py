@@ -53,6 +53,10 @@ _SEMANTIC = (
     f"SELECT format('{{}} is dropped {{}} times', uid, count(*)) FROM {_OF} GROUP BY uid HAVING count(*) > 1",
     f"""SELECT format('{{}} is {{}} from {{}}, more than the {{}} of the recipe', uid, distance, dup_of, $eps)
         FROM {_OF} WHERE distance > $eps + 1e-6 OR level <> 'semantic'""",
+    f"""SELECT format('{{}} gave way by semantic to {{}}, which has another text, but the scope is pair', d.uid, d.dup_of)
+        FROM {_OF} d JOIN (FROM outcomes WHERE folder = $source) o USING (uid)
+        JOIN (FROM outcomes WHERE folder = $source) w ON d.dup_of = w.uid
+        WHERE $scope = 'pair' AND o.text_key <> w.text_key""",
     f"""SELECT format('{{}} and {{}} are semantic duplicates, but one has no vector', d.uid, d.dup_of) FROM {_OF} d
         LEFT JOIN (FROM embeddings WHERE folder = $folder AND status = 'ok') a USING (uid)
         LEFT JOIN (FROM embeddings WHERE folder = $folder AND status = 'ok') b ON d.dup_of = b.uid
@@ -91,7 +95,7 @@ def check_embedded(
         compared = made.embed.get(made.compared.encoder or "")
         mixed = {
             "semantic": made.semantic.base, "dedupe": made.dedupe.base if made.dedupe else "", "source": made.download,
-            "eps": made.compared.eps, "folder": compared.base if compared else "",
+            "scope": made.settings.scope, "eps": made.compared.eps, "folder": compared.base if compared else "",
         }  # fmt: skip
         check = report.check(3, "semantic duplicates have a kept witness")
         keys.run(check, _SEMANTIC, f"SELECT count(*) FROM {_OF}", mixed)
