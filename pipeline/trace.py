@@ -233,7 +233,8 @@ class Trace:
         if batch in self._batches:
             found.setdefault(self._batches[batch].run, []).append(f"made batch {batch}")
         for base, unit in places:
-            for record in self._records(StageFolder(self._store, *base.split("/")), unit):
+            stage, _, fingerprint = base.partition("/")
+            for record in self._records(StageFolder(self._store, stage, fingerprint), unit):
                 for number in range(1, record.attempt + 1):
                     tagged = self._store.read_tagged(f"{base}/attempts/{unit}.{record.generation}.{number}")
                     if tagged:

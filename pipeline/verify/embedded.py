@@ -53,7 +53,7 @@ _SEMANTIC = (
     f"SELECT format('{{}} is dropped {{}} times', uid, count(*)) FROM {_OF} GROUP BY uid HAVING count(*) > 1",
     f"""SELECT format('{{}} is {{}} from {{}}, more than the {{}} of the recipe', uid, distance, dup_of, $eps)
         FROM {_OF} WHERE distance > $eps + 1e-6 OR level <> 'semantic'""",
-    f"""SELECT format('{{}} gave way by semantic to {{}}, which has another text, but the scope is pair', d.uid, d.dup_of)
+    f"""SELECT format('{{}} gave way by semantic to {{}}, which has another text: scope pair', d.uid, d.dup_of)
         FROM {_OF} d JOIN (FROM outcomes WHERE folder = $source) o USING (uid)
         JOIN (FROM outcomes WHERE folder = $source) w ON d.dup_of = w.uid
         WHERE $scope = 'pair' AND o.text_key <> w.text_key""",
