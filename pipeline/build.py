@@ -25,12 +25,11 @@ from pipeline.errors import InputError
 from pipeline.export.rebuilt import rebuilt, told
 from pipeline.funnel import funnel
 from pipeline.gates import accepted_batches, failed_gates
-from pipeline.ingest.batch import load_batches
 from pipeline.ingest.stage import make_batches, run_ingest
 from pipeline.lease import Lease
 from pipeline.progress import Progress
 from pipeline.retract.run import finish
-from pipeline.root import encoder_name
+from pipeline.root import encoder_name, read_batches
 from pipeline.rounds import pending_rows
 from pipeline.select.stage import run_select
 from pipeline.shard.stage import FEW, expected, run_shard
@@ -114,7 +113,7 @@ class _Run:
         signal.signal(signal.SIGTERM, self._terminate)
         signal.signal(signal.SIGINT, self._terminate)
         request = self._request
-        batches = load_batches(self._store)
+        batches = list(read_batches(self._store).values())
         known = {batch.batch for batch in batches}
         if unknown := sorted(set(request.accept) - known):
             raise InputError(f"--accept {unknown[0]}: no such batch; there are {', '.join(sorted(known)) or 'none'}")
@@ -122,10 +121,10 @@ class _Run:
             from pipeline.adopt.stage import make_adopted
 
             make_adopted(self._store, self._recipe, request.adopt, self._run)
-            batches = load_batches(self._store)
+            batches = list(read_batches(self._store).values())
         elif "ingest" in request.stages:
             make_batches(self._store, self._recipe, request.inputs, request.limit, request.readmit, self._run)
-            batches = load_batches(self._store)
+            batches = list(read_batches(self._store).values())
             self._connect_ahead(batches)
         if not batches:
             raise InputError(f"output {self._store.uri}: has no batch yet; give --input")

@@ -4,8 +4,9 @@ import os
 from typing import TYPE_CHECKING
 
 from pipeline.check import check_recipe
-from pipeline.ingest.batch import check_limit, load_batches
+from pipeline.ingest.batch import check_limit
 from pipeline.ingest.stage import count_new_rows
+from pipeline.root import read_batches
 from pipeline.rounds import pending_rows
 from pipeline.shard.stage import expected
 from pipeline.stages import encoder_of, has_stage, stage_folders
@@ -26,7 +27,7 @@ def plan(request: "Request") -> str:
     check_recipe(request.recipe)
     store = open_store(request.root)
     folders = stage_folders(store, request.recipe)
-    batches = load_batches(store)
+    batches = list(read_batches(store).values())
     check_limit(store, request.limit, batches)
     new = count_new_rows(store, request.recipe, request.inputs, batches) if "ingest" in request.stages else 0
     if request.limit:

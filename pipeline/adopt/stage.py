@@ -22,7 +22,8 @@ from pipeline.adopt.scores import columns_of
 from pipeline.adopt.units import UnitAdopter
 from pipeline.errors import InputError
 from pipeline.faults import fault_point
-from pipeline.ingest.batch import ingest_folder, load_batches, make_from_inputs, new_sources
+from pipeline.ingest.batch import ingest_folder, make_from_inputs, new_sources
+from pipeline.root import read_batches
 from pipeline.runner import Result
 from pipeline.stop import StopFlag
 from pipeline.storage import Store
@@ -53,7 +54,7 @@ def make_adopted(store: Store, recipe: Recipe, adoption: Adoption, run: str) -> 
     The tars are measured before the batch is recorded, so that nothing is made of a download that cannot be adopted.
     """
     dataset = open_dataset(adoption.path)
-    known = load_batches(store)
+    known = list(read_batches(store).values())
     fresh = {source.source for source in new_sources(store, known, [s.source.source for s in dataset.shards])}
     shards = [shard for shard in dataset.shards if shard.source.source in fresh]
     if not shards:

@@ -10,7 +10,6 @@ from pipeline.ingest.passes import run_pass
 from pipeline.ingest.prefilter import Prefilter
 from pipeline.ingest.scan import PieceReader, Scan, fold, plan_pieces
 from pipeline.ingest.sources import Source, find_sources, opened, stat_source
-from pipeline.root import read_batches
 from pipeline.runner import Result
 from pipeline.stop import StopFlag
 from pipeline.storage import Store
@@ -19,11 +18,6 @@ from schemas.recipe import Ingest, Recipe, digest, fingerprint
 from schemas.records import Adopted, Batch, InputFile, now
 
 log = logging.getLogger(__name__)
-
-
-def load_batches(store: Store) -> list[Batch]:
-    """Every batch of the ROOT, oldest first."""
-    return list(read_batches(store).values())
 
 
 def ingest_folder(store: Store, recipe: Recipe) -> StageFolder:

@@ -12,13 +12,13 @@ from pipeline.attempt import attempt_unit
 from pipeline.download.blocklist import Blocklist
 from pipeline.errors import StoreError
 from pipeline.fence import Fence
-from pipeline.ingest.batch import load_batches
 from pipeline.ingest.cut import range_ends
 from pipeline.ingest.describe import describer_of
 from pipeline.ingest.judge import Judge, Judged, Kept
 from pipeline.ingest.partition import in_range
 from pipeline.ingest.scan import Scan
 from pipeline.retract.tombstone import Tombstones
+from pipeline.root import read_batches
 from pipeline.runner import Result, Unit
 from pipeline.storage import Store, open_store
 from pipeline.units import MAX_LONE_DEATHS, Attempt, Output, StageFolder, count
@@ -117,7 +117,7 @@ class EarlierPairs:
         self._filesystem, self._root = store.arrow()
         self._generations: dict[str, int] = {}
         self._spans: list[list[UnitRange]] = []
-        for earlier in load_batches(store):
+        for earlier in list(read_batches(store).values()):
             if int(earlier.batch) < int(batch):
                 self._spans.append([unit for unit in earlier.units if not unit.first.startswith("#")])
         if self._spans:

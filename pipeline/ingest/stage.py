@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from pipeline.errors import InputError
 from pipeline.ingest.batch import (
     ensure_scan,
-    load_batches,
     make_from_inputs,
     new_sources,
     scratch_of_batch,
@@ -23,6 +22,7 @@ from pipeline.ingest.readers import read_text
 from pipeline.ingest.readmit import make_readmitting, release, scan_rejects
 from pipeline.ingest.scan import Scan
 from pipeline.ingest.sources import opened
+from pipeline.root import read_batches
 from pipeline.runner import Result, Unit
 from pipeline.stop import StopFlag
 from pipeline.storage import Store
@@ -30,7 +30,7 @@ from pipeline.units import StageFolder
 from schemas.recipe import Ingest, Recipe
 from schemas.records import Batch
 
-__all__ = ["count_new_rows", "load_batches", "make_batches", "run_ingest"]
+__all__ = ["count_new_rows", "make_batches", "run_ingest"]
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ def make_batches(
     """
     if "*" not in recipe.ingest.keep_columns:
         Prefilter(recipe.ingest.prefilter, recipe.ingest.keep_columns)
-    known = load_batches(store)
+    known = list(read_batches(store).values())
     _say_what_changed(recipe.ingest, known)
     if readmit is None:
         return make_from_inputs(store, recipe, known, inputs, limit, run)

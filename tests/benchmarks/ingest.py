@@ -105,7 +105,8 @@ def workers_below(pid: int) -> list[int]:
 
 OURS = """
 import sys
-from pipeline.ingest.stage import load_batches, make_batches, run_ingest
+from pipeline.root import read_batches
+from pipeline.ingest.stage import make_batches, run_ingest
 from pipeline.stop import StopFlag
 from pipeline.storage import open_store
 from pipeline.units import StageFolder
@@ -118,7 +119,8 @@ begun = time.monotonic()
 make_batches(store, recipe, [path], None, None, "bench")
 print(f"  batch made after {time.monotonic() - begun:.1f} s", flush=True)
 folder = StageFolder(store, "ingest", fingerprint(recipe, "ingest", {}))
-run_ingest(store, recipe, load_batches(store), folder, "bench", StopFlag(root, "bench"), lambda result: None)
+batches = list(read_batches(store).values())
+run_ingest(store, recipe, batches, folder, "bench", StopFlag(root, "bench"), lambda result: None)
 records = folder.records().values()
 print(f"  {len(records)} units, {sum(r.rows for r in records)} rows", flush=True)
 """

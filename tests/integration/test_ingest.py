@@ -21,7 +21,8 @@ from pipeline.ingest import batch as batch_module
 from pipeline.ingest import partition, stage
 from pipeline.ingest.scan import PieceReader, plan_pieces
 from pipeline.ingest.sources import find_sources
-from pipeline.ingest.stage import count_new_rows, load_batches, make_batches, run_ingest
+from pipeline.ingest.stage import count_new_rows, make_batches, run_ingest
+from pipeline.root import read_batches
 from pipeline.runner import Result
 from pipeline.stop import StopFlag
 from pipeline.storage import Store, open_store
@@ -58,7 +59,7 @@ class Ingested:
             if stop_after is not None and len(results) == stop_after:
                 stop.raise_flag()
 
-        run_ingest(self.store, self.settings, load_batches(self.store), self.folder, "run", stop, report)
+        run_ingest(self.store, self.settings, list(read_batches(self.store).values()), self.folder, "run", stop, report)
         stop.lower()
         return results
 
@@ -90,7 +91,7 @@ def check_every_row_once(ingested: Ingested) -> None:
     pairs, rejects = ingested.table("pairs"), ingested.table("rejects")
     places = Counter((row["source"], row["source_row"]) for row in pairs + rejects)
     assert not [place for place, times in places.items() if times > 1]
-    batches = load_batches(ingested.store)
+    batches = list(read_batches(ingested.store).values())
     records = ingested.folder.records()
     fed = sum(batch.rows for batch in batches if batch.readmits is None)
     assert len(places) == fed == sum(record.rows for record in records.values())
@@ -192,7 +193,7 @@ def test_known_files_are_skipped_and_changed_ones_refused(tmp_path: Path) -> Non
     with pytest.raises(InputError, match=r"x\.csv: batch 0001"):
         ingested.make(path)
     assert ingested.digests() == before
-    assert len(load_batches(ingested.store)) == 1
+    assert len(list(read_batches(ingested.store).values())) == 1
 
 
 def test_a_later_batch_gives_way_to_earlier_pairs(tmp_path: Path) -> None:
@@ -375,7 +376,7 @@ def test_input_that_cannot_be_read_makes_no_batch(tmp_path: Path, name: str, dat
     with pytest.raises(InputError, match=says) as error:
         ingested.make(good, tmp_path / name)
     assert "\n" not in str(error.value)
-    assert load_batches(ingested.store) == []
+    assert list(read_batches(ingested.store).values()) == []
     ingested.add(good)
     check_every_row_once(ingested)
 

@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import InputError
-from pipeline.ingest.batch import load_batches, make_from_inputs
+from pipeline.ingest.batch import make_from_inputs
 from pipeline.ingest.describe import TextDescriber, describer_of
 from pipeline.ingest.language import LanguageModel, identity
+from pipeline.root import read_batches
 from pipeline.storage import open_store
 from schemas.recipe import Ingest, Recipe
 
@@ -100,7 +101,7 @@ def test_a_batch_keeps_the_model_it_was_made_with(tmp_path: Path) -> None:
     store = open_store(str(tmp_path / "root"))
     batch = make_from_inputs(store, Recipe(), [], [str(tmp_path / "pairs.csv")], None, "run")
     assert batch is not None
-    assert load_batches(store)[0].lang_model == identity(MODEL)
+    assert next(iter(read_batches(store).values())).lang_model == identity(MODEL)
     assert set(identity(MODEL)) == {"name", "package", "version", "sha256"}
     describer_of(batch)
     other = batch.model_copy(update={"lang_model": {**batch.lang_model, "version": "0.0.1"}})
@@ -118,4 +119,4 @@ def test_a_model_whose_package_is_missing_is_refused_before_anything_is_written(
     recipe = Recipe(ingest=Ingest(lang_model="lingua"))
     with pytest.raises(InputError, match=r"lang_model lingua: .* pip install 'pairmill\[lingua\]'"):
         make_from_inputs(store, recipe, [], [str(tmp_path / "pairs.csv")], None, "run")
-    assert load_batches(store) == []
+    assert list(read_batches(store).values()) == []
