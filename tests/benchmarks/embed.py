@@ -115,9 +115,9 @@ def make_pool(root: Path, images: list[bytes], count: int, rows: int = UNIT) -> 
 
 def run(
     pool: Pool, encoder: Any, settings: Recipe, decoders: int = CORES, name: str = "e0", units_at_a_time: int = 2,
-    most: int | None = None,
+    most: int | None = None, warm: int = 1,
 ) -> Ran:  # fmt: skip
-    """The worker over all of the pool, or `most` units, as an actor runs it, after a first unit that is not counted."""
+    """The worker over the pool, or `most` units of it, as an actor runs it, after `warm` units that are not counted."""
     folders = curate(pool)
     folders[f"embed/{B32.name}"] = StageFolder(pool.store, "embed", name)
     due = embed_due(pool.store, settings, folders, B32)[:most]
@@ -127,7 +127,8 @@ def run(
         "bench", decoders=decoders,
     )  # fmt: skip
     with closing(worker):
-        worker.run(due[0], alone=True)
+        for unit in due[:warm]:
+            worker.run(unit, alone=True)
         for spent in (worker.forward.spent, worker.forward.decoders.spent, worker.forward._tokens.spent):
             spent.clear()
         encoder.reset()
@@ -135,13 +136,13 @@ def run(
         own, children = time.process_time(), sum(map(cpu_of, child_pids()))
         start = time.perf_counter()
         with ThreadPoolExecutor(units_at_a_time) as threads:
-            list(threads.map(lambda unit: worker.run(unit, alone=False), due[1:]))
+            list(threads.map(lambda unit: worker.run(unit, alone=False), due[warm:]))
         seconds = time.perf_counter() - start
         cpu = time.process_time() - own + sum(map(cpu_of, child_pids())) - children
         child_mb = max(peak_of(pid) for pid in child_pids())
         forward = worker.forward
         parts = {**forward.decoders.spent, **forward._tokens.spent, **forward.spent}
-    images = sum(unit["rows"] for unit in due[1:])
+    images = sum(unit["rows"] for unit in due[warm:])
     return Ran(seconds, cpu, images, parts, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, child_mb)
 
 
