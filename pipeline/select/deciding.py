@@ -2,7 +2,8 @@
 
     verdicts of every unit  →  top's value, by passes over them  →  texts an entry, of the rows left  →  decisions
 
-Between the passes verdicts lie on local disk. Memory: what `Judging` holds, a histogram, and about 500 bytes an entry.
+Between the passes verdicts lie on local disk, about 70 bytes a row of the round. Memory: what `Judging` holds, a
+histogram, and about 500 bytes an entry.
 """
 
 import hashlib
