@@ -85,6 +85,10 @@ def _lines(said: Retraction, uri: str, dry_run: bool) -> Iterator[str]:
         yield f"not ours to change: {tar} still holds {images:,} of the images"
     if len(said.adopted) > SHOWN:
         yield f"… and {len(said.adopted) - SHOWN:,} more tars outside ROOT"
+    for checkpoint in said.checkpoints[:SHOWN]:
+        yield f"trained on some of it, and not changed: {checkpoint}"
+    if len(said.checkpoints) > SHOWN:
+        yield f"… and {len(said.checkpoints) - SHOWN:,} more checkpoints"
     for page in said.removed_pages[:SHOWN]:
         yield f"removed: {page}"
     if said.other_files:

@@ -13,6 +13,7 @@ from pipeline.root import current_folders, read_batches, read_runs, stage_of
 from pipeline.rounds import descriptors, read_rounds
 from pipeline.storage import Store, locate
 from pipeline.tables import SOURCES_OF, open_table, read_published, stamp, unit_files
+from pipeline.train.registry import that_saw
 from pipeline.units import StageFolder, fingerprints
 from schemas.records import Batch, RunRecord, UnitRecord
 
@@ -111,6 +112,10 @@ class Trace:
             samples.append(sample)
             shard_units.append((base, shard_unit))
         story["samples"] = samples
+        if saw := that_saw(self._store, [uid]):
+            story["checkpoints"] = [
+                {"checkpoint": path, "steps": steps.get(uid, "cannot be read from here")} for path, steps in saw.items()
+            ]
         by_unit = ("ingest", "download", "embed")
         places = [(folder.base, unit) for stage in by_unit for folder in self._all(stage)]
         for folder in [*self._all("dedupe"), *self._all("semantic"), *self._all("select")]:

@@ -221,4 +221,4 @@ class Retraction(Record):
     bucket_versioned: bool | None = None
     """The bucket keeps old versions of objects: they are there until its owner removes them. None: cannot be known."""
     checkpoints: list[str] = []
-    """Checkpoints trained on a dataset that held withdrawn samples."""
+    """Checkpoints that were trained on withdrawn samples, and runs on a dataset here that cannot be read."""

@@ -13,7 +13,8 @@ from schemas.recipe import ORDER
 PAGES = ("html", "htm", "pdf", "svg", "png", "jpg", "jpeg", "webp", "gif", "avif", "tar", "zip", "npy", "npz")
 """Endings of contact sheets, pages, copies of images, exported uids and vectors: nothing in them can be looked up."""
 
-_OURS = (*(f"{name}/" for name in (*ORDER, "batches", "runs", "tables", FOLDER)), "run.json", "lease.json", "views.sql")
+_FOLDERS = (*ORDER, "batches", "runs", "tables", "trained", FOLDER)
+_OURS = (*(f"{name}/" for name in _FOLDERS), "run.json", "lease.json", "views.sql")
 _HEX = re.compile(rb"(?<![0-9a-f])(?:[0-9a-f]{64}|[0-9a-f]{40}|[0-9a-f]{32})(?![0-9a-f])")
 _URL = re.compile(rb"https?://[^\s\"'<>\\,|]+", re.IGNORECASE)
 

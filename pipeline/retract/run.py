@@ -33,6 +33,7 @@ from pipeline.root import read_batches
 from pipeline.rounds import read_rounds
 from pipeline.storage import Store
 from pipeline.tables import publish, read_published
+from pipeline.train.registry import that_saw
 from pipeline.units import StageFolder, current_folder
 from schemas.recipe import ORDER
 from schemas.records import Batch, Retraction, UnitRecord, now
@@ -54,7 +55,7 @@ def look(store: Store, listed: Listed, keep_group: bool, why: str, run: str) -> 
         list_sha256=listed.sha256, listed={kind: len(values) for kind, values in sorted(listed.values.items())},
         rows=found.rows, pdq_unknown=found.pdq_unknown, decide_again=sorted(found.again),
         tables={"before": published.version} if published else {}, adopted=dict(found.adopted),
-        bucket_versioned=store.versioned(),
+        bucket_versioned=store.versioned(), checkpoints=sorted(that_saw(store, found.uids)),
     )  # fmt: skip
     return described, found
 

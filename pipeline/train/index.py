@@ -269,8 +269,9 @@ def _samples(dataset: Dataset, store: Store, shard: Shard) -> dict[str, _Sample]
     texts: dict[str, str] = {}
     said: dict[str, dict[str, Any]] = {}
     with _Reader(store, shard.name) as reader:
+        file: Any = reader
         try:
-            with tarfile.open(fileobj=reader, mode="r:") as tar:
+            with tarfile.open(fileobj=file, mode="r:") as tar:
                 for member in tar:
                     if not member.isfile():
                         continue

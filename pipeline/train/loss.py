@@ -56,7 +56,7 @@ def contrast(
     loss = images.new_zeros(())
     correct = images.new_zeros(())
     rows = present.nonzero().ravel()
-    for block in rows.split(max(1, BLOCK_LOGITS // len(there))):
+    for block in torch.split(rows, max(1, BLOCK_LOGITS // len(there))):
         own, weight, scale = block + first, weights[block], scale_leaf.exp()
         if name == "clip":
             by_image = scale * mine[0][block] @ all_texts.T + outside

@@ -28,6 +28,7 @@ from pipeline.train.loop import Job, check_resume
 from pipeline.train.model import source_of
 from pipeline.train.order import Order
 from pipeline.train.record import METRICS
+from pipeline.train.registry import register
 from pipeline.train.settings import TrainSettings
 from schemas.recipe import Recipe
 
@@ -91,6 +92,9 @@ class _Run:
         )  # fmt: skip
         before = self._reached(index)
         self._say(index)
+        for dataset in index.datasets:
+            if dataset["root"]:
+                register(dataset["root"], self._out, index.fingerprint)
         if before >= settings.steps:
             log.info("all %d steps are trained; the model is %s", before, self._out / "latest")
             return 0

@@ -11,11 +11,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pipeline.errors import InputError
 from schemas.recipe import digest
 
-_PASSING = {"json_schema_extra": {"identity": False}}
+PASSING = frozenset({
+    "accumulate", "checkpointing", "workers", "gpus", "threads", "decoders", "prefetch", "checkpoint_steps",
+    "checkpoint_minutes", "keep", "max_failures", "max_bad", "evaluate_steps",
+})  # fmt: skip
+"""Settings that say how the weights are computed, not which."""
 
 
 class TrainSettings(BaseModel):
-    """Fields marked as passing may change between two starts of one run; all others are its identity."""
+    """PASSING ones may change between two starts of one run; all others are its identity."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -40,19 +44,19 @@ class TrainSettings(BaseModel):
     data_weights: list[float] | None = Field(None, description="each dataset's share of a batch; default: as one set")
     seed: int = Field(0, ge=0)
 
-    accumulate: int = Field(1, ge=1, description="parts a worker's batch is computed in", **_PASSING)  # type: ignore[call-overload]
-    checkpointing: bool = Field(False, description="recompute activations to save memory", **_PASSING)  # type: ignore[call-overload]
-    workers: int = Field(1, ge=1, description="Ray workers", **_PASSING)  # type: ignore[call-overload]
-    gpus: bool | None = Field(None, description="default: where the cluster has them", **_PASSING)  # type: ignore[call-overload]
-    threads: int | None = Field(None, ge=1, description="torch threads a worker; default: its share", **_PASSING)  # type: ignore[call-overload]
-    decoders: int = Field(1, ge=1, description="decode processes a worker", **_PASSING)  # type: ignore[call-overload]
-    prefetch: int = Field(3, ge=1, description="batches a worker decodes ahead", **_PASSING)  # type: ignore[call-overload]
-    checkpoint_steps: int | None = Field(None, ge=1, description="steps between checkpoints", **_PASSING)  # type: ignore[call-overload]
-    checkpoint_minutes: float = Field(10, gt=0, description="where checkpoint_steps is not given", **_PASSING)  # type: ignore[call-overload]
-    keep: int = Field(3, ge=1, description="checkpoints that stay", **_PASSING)  # type: ignore[call-overload]
-    max_failures: int = Field(3, ge=-1, description="losses of a worker to survive; -1: any number", **_PASSING)  # type: ignore[call-overload]
-    max_bad: float = Field(0.1, ge=0, le=1, description="share of samples that may fail to decode", **_PASSING)  # type: ignore[call-overload]
-    evaluate_steps: int | None = Field(None, ge=1, description="steps between evaluations on --val", **_PASSING)  # type: ignore[call-overload]
+    accumulate: int = Field(1, ge=1, description="parts a worker's batch is computed in")
+    checkpointing: bool = Field(False, description="recompute activations to save memory")
+    workers: int = Field(1, ge=1, description="Ray workers")
+    gpus: bool | None = Field(None, description="default: where the cluster has them")
+    threads: int | None = Field(None, ge=1, description="torch threads a worker; default: its share")
+    decoders: int = Field(1, ge=1, description="decode processes a worker")
+    prefetch: int = Field(3, ge=1, description="batches a worker decodes ahead")
+    checkpoint_steps: int | None = Field(None, ge=1, description="steps between checkpoints")
+    checkpoint_minutes: float = Field(10, gt=0, description="where checkpoint_steps is not given")
+    keep: int = Field(3, ge=1, description="checkpoints that stay")
+    max_failures: int = Field(3, ge=-1, description="losses of a worker to survive; -1: any number")
+    max_bad: float = Field(0.1, ge=0, le=1, description="share of samples that may fail to decode")
+    evaluate_steps: int | None = Field(None, ge=1, description="steps between evaluations on --val")
 
     @property
     def steps(self) -> int:
@@ -61,15 +65,10 @@ class TrainSettings(BaseModel):
     def identity(self) -> dict[str, Any]:
         """The settings that determine the weights; those that only say how they are computed are left out."""
         own = self.model_dump(mode="json")
-        return {name: own[name] for name in own if _is_identity(name)}
+        return {name: value for name, value in own.items() if name not in PASSING}
 
     def fingerprint(self) -> str:
         return digest({"train": 1, **self.identity()})
-
-
-def _is_identity(name: str) -> bool:
-    extra = TrainSettings.model_fields[name].json_schema_extra
-    return not (isinstance(extra, dict) and extra.get("identity") is False)
 
 
 def _paper(arch: str, lr: float, **more: Any) -> dict[str, Any]:

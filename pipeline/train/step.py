@@ -53,10 +53,9 @@ def gradients(
         _backwards((images, texts), (result.images, result.texts))
     else:
         end = _random_state(rows.images)
-        for state, cut, *grads in zip(
-            states, cuts, result.images.split([len(one) for one, _ in cuts]),
-            result.texts.split([len(one) for one, _ in cuts]), strict=True,
-        ):  # fmt: skip
+        sizes = [len(some_images) for some_images, _ in cuts]
+        of_images, of_texts = (torch.split(one, sizes) for one in (result.images, result.texts))
+        for state, cut, *grads in zip(states, cuts, of_images, of_texts, strict=True):
             _set_random_state(state, rows.images)
             _backwards(towers.features(*cut, autocast), grads)
         _set_random_state(end, rows.images)

@@ -51,7 +51,7 @@ class World:
         device = "cuda" if dist.get_backend() == "nccl" else "cpu"
         summed = torch.tensor(values, dtype=torch.float64, device=device)
         dist.all_reduce(summed)
-        return summed.tolist()  # type: ignore[no-any-return]
+        return summed.tolist()
 
     def sum_all(self, tensors: Sequence[Tensor]) -> None:
         """Sum each tensor over the workers, in place, a bucket of about 25 MB at a time.
@@ -68,7 +68,7 @@ class World:
             if held >= BUCKET_BYTES or place == len(tensors) - 1:
                 flat = torch.cat([one.ravel() for one in bucket])
                 dist.all_reduce(flat)
-                for one, part in zip(bucket, flat.split([one.numel() for one in bucket]), strict=True):
+                for one, part in zip(bucket, torch.split(flat, [one.numel() for one in bucket]), strict=True):
                     one.copy_(part.view_as(one))
                 bucket, held = [], 0
 
