@@ -24,6 +24,7 @@ class Towers(Protocol):
     trims: bool
 
     def images(self, pixels: Tensor) -> Tensor: ...
+    def pooled(self, pixels: Tensor) -> Tensor: ...
     def texts(self, tokens: Tensor) -> Tensor: ...
 
 
@@ -62,8 +63,16 @@ class LoadedEncoder:
     @torch.inference_mode()
     def image_features(self, pixels: Tensor) -> Tensor:
         """uint8 [n, 3, h, w] on any device → float32 [n, dim] on the encoder's."""
+        return self._towers.images(self._input(pixels)).float()
+
+    @torch.inference_mode()
+    def image_pooled(self, pixels: Tensor) -> Tensor:
+        """As `image_features`, before the projection into the embedding space, where the tower has one: [n, width]."""
+        return self._towers.pooled(self._input(pixels)).float()
+
+    def _input(self, pixels: Tensor) -> Tensor:
         scaled = pixels.to(self.device, non_blocking=True).float().div_(255).sub_(self._mean).div_(self._std)
-        return self._towers.images(scaled.to(self.dtype)).float()
+        return scaled.to(self.dtype)
 
     @torch.inference_mode()
     def text_features(self, tokens: Tensor) -> Tensor:

@@ -25,6 +25,11 @@ class HuggingFaceTowers:
         pooled: Tensor = self.model.vision_model(pixel_values=pixels).pooler_output
         return self.model.visual_projection(pooled) if self._clip else pooled
 
+    def pooled(self, pixels: Tensor) -> Tensor:
+        """Before the projection into the embedding space; SigLIP has none."""
+        before: Tensor = self.model.vision_model(pixel_values=pixels).pooler_output
+        return before
+
     def texts(self, tokens: Tensor) -> Tensor:
         pooled: Tensor = self.model.text_model(input_ids=tokens).pooler_output
         return self.model.text_projection(pooled) if self._clip else pooled

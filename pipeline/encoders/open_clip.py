@@ -32,6 +32,21 @@ class OpenClipTowers:
         features: Tensor = self.model.encode_image(pixels, normalize=False)  # type: ignore[operator]
         return features
 
+    def pooled(self, pixels: Tensor) -> Tensor:
+        """What the image tower pools, before any projection into the embedding space; of a ResNet, its vectors."""
+        visual: Any = self.model.visual
+        if hasattr(visual, "trunk"):  # timm's: its head projects
+            before: Tensor = visual.trunk(pixels)
+            return before
+        projection = getattr(visual, "proj", None)
+        if projection is None:
+            return self.images(pixels)
+        visual.proj = None
+        try:
+            return self.images(pixels)
+        finally:
+            visual.proj = projection
+
     def texts(self, tokens: Tensor) -> Tensor:
         """Of a causal tower, tokens may be cut behind the last end: what is behind a token does not reach it."""
         if not self.trims or tokens.shape[1] == self._text.positional_embedding.shape[0]:

@@ -12,10 +12,12 @@ made unit again.
 """
 
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import yaml
+from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.errors import InputError
@@ -81,20 +83,31 @@ def read_labels(data: bytes, place: str) -> Labels:
         raise InputError(f"{place}: {one_line(error)}") from None
 
 
-def zero_shot(labels: Labels, name: str, encoder: "LoadedEncoder") -> Head:
-    """The labels as a linear head of this encoder. Raises InputError for a label whose prompts have no direction."""
+def directions(prompts: Sequence[Sequence[str]], names: Sequence[str], encoder: "LoadedEncoder") -> NDArray[np.float64]:
+    """A unit vector a label [labels, dim]: of its prompts' unit vectors, the mean.
+
+    Raises InputError naming the label whose prompts have no direction.
+    """
     rows = []
-    for label in labels.labels:
-        prompts = encoder.tokenize(labels.prompts(label))
-        made = [encoder.encode_texts(prompts[at : at + BATCH]) for at in range(0, len(prompts), BATCH)]
+    for name, texts in zip(names, prompts, strict=True):
+        tokens = encoder.tokenize(texts)
+        made = [encoder.encode_texts(tokens[at : at + BATCH]) for at in range(0, len(tokens), BATCH)]
         vectors = np.concatenate(made).astype(np.float64)
-        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-        mean = vectors.mean(axis=0)
+        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+        mean = (vectors / np.where(lengths > 0, lengths, np.nan)).mean(axis=0)
         length = np.linalg.norm(mean)
         if not np.isfinite(length) or length == 0:
-            raise InputError(f"recipe embed.heads.{name}: the prompts of {label} have no direction in {encoder.name}")
+            raise InputError(f"the prompts of {name} have no direction in {encoder.name}")
         rows.append(mean / length)
-    matrix = np.stack(rows)
+    return np.stack(rows)
+
+
+def zero_shot(labels: Labels, name: str, encoder: "LoadedEncoder") -> Head:
+    """The labels as a linear head of this encoder. Raises InputError for a label whose prompts have no direction."""
+    try:
+        matrix = directions([labels.prompts(label) for label in labels.labels], list(labels.labels), encoder)
+    except InputError as error:
+        raise InputError(f"recipe embed.heads.{name}: {error}") from None
     chances = labels.score == "probability"
     if chances:
         matrix *= encoder.logit_scale
