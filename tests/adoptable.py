@@ -25,6 +25,7 @@ if __name__ == "__main__":
         oom_shard_count=8)
 """
 
+ROWS = 600
 ENCODERS = {"b32": 512, "l14": 768}
 
 

@@ -60,10 +60,10 @@ def make_adopted(store: Store, recipe: Recipe, adoption: Adoption, run: str) -> 
     if not shards:
         return None
     if dataset.leftover:
+        more = len(dataset.leftover) - LEFT_OUT_NAMED
         log.warning(
-            "%s: %d tars without a Parquet file beside them, which says what they hold, are left out: %s%s",
-            dataset.store.uri, len(dataset.leftover), ", ".join(dataset.leftover[:LEFT_OUT_NAMED]),
-            " …" if len(dataset.leftover) > LEFT_OUT_NAMED else "",
+            "%s: left out, each without a Parquet file beside it, which says what it holds: %s%s", dataset.store.uri,
+            ", ".join(dataset.leftover[:LEFT_OUT_NAMED]), f" and {more:,} more" if more > 0 else "",
         )  # fmt: skip
     settings = {
         "url_col": "url",
