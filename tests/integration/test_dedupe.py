@@ -13,6 +13,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from pipeline.dedupe.stage import hashes_due
+from pipeline.storage import open_store
 from pipeline.units import StageFolder
 from schemas.recipe import Recipe, parse_recipe
 from tests.pool_fixture import Pool, curate, uid_of
@@ -189,12 +190,11 @@ def test_every_unit_made_twice_leaves_what_was_there(tmp_path: Path) -> None:
     assert tables_of(tmp_path) == before
 
 
-def test_images_of_an_evaluation_set_are_listed_and_select_drops_those_it_is_told_to(tmp_path: Path) -> None:
+def test_images_of_an_evaluation_set_are_listed_and_select_drops_those_it_is_told_to(root: str, tmp_path: Path) -> None:
+    against = {name: f"{root}-sets/{name}" for name in ("flowers", "birds")}
     for name, numbers in {"flowers": (2, 9), "birds": (11,)}.items():
-        (tmp_path / name).mkdir()
         for number in numbers:
-            (tmp_path / name / f"{number}.png").write_bytes(drawing(number, extension="PNG"))
-    against = {name: str(tmp_path / name) for name in ("flowers", "birds")}
+            open_store(against[name]).replace(f"{number}.png", drawing(number, extension="PNG"))
     pool = Pool(tmp_path / "root")
     pool.unit("0001-0000000", range(20), images={number: drawing(number) for number in range(20)})
     dedupe = {"against": against, "levels": {}}
