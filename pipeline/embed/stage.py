@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow.compute as pc
 
 from pipeline.cluster import connect
+from pipeline.embed.decode_pool import TASK_ROWS
 from pipeline.embed.rows import DueRows, decided_units
 from pipeline.rounds import open_table, table_path
 from pipeline.runner import Pass, Result, Unit, UnitWorker, failures_last, run_here, run_units
@@ -90,8 +91,9 @@ def run_embed(
         upstream = {key: (one.stage, one.fingerprint) for key, one in folders.items() if not key.startswith("embed/")}
         make = partial(make_worker, store.uri, upstream, folder.fingerprint, recipe, encoder, run)
         address = recipe.ray.address or os.environ.get("RAY_ADDRESS") or "local"
-        if address == "local" and sum(unit["rows"] for unit in due) < FEW:
-            with closing(make(recipe.embed.num_gpus > 0, os.cpu_count() or 1, os.cpu_count() or 1)) as worker:
+        rows, cores = sum(unit["rows"] for unit in due), os.cpu_count() or 1
+        if address == "local" and rows < FEW:
+            with closing(make(recipe.embed.num_gpus > 0, cores, min(cores, -(-rows // TASK_ROWS)))) as worker:
                 run_here(lambda: worker, due, stop, heard, workers=1)
         else:
             run_units(recipe, plan_of(recipe, "embed", make, UNITS_AT_A_TIME), [[unit] for unit in due], stop, heard)
