@@ -22,6 +22,7 @@ COMMANDS = {
     "tables": [],
     "adopt": [],
     "retract": [],
+    "embed": [],
     "look": [],
     "startup": [],
     "download": ["--case", "http", "bad"],
