@@ -9,8 +9,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from jobs.demo.web import Web
 from jobs.retract import main
 from pipeline.dedupe.stage import run_dedupe
 from pipeline.rounds import open_round, read_rounds
@@ -23,7 +26,7 @@ from pipeline.verify.run import verify
 from tests.handmade import HandmadeRoot
 from tests.integration.test_retract import of, table
 from tests.late_worker import HASHES
-from tests.running import REPOSITORY
+from tests.running import REPOSITORY, job, start, write_recipe
 from tests.traces_left import needles, traces
 
 POINTS = ("before-publish", "mid-publish", "before-record", "after-check")
@@ -144,9 +147,6 @@ def test_a_late_shard_commits_nothing_and_the_next_build_makes_it_anew(tmp_path:
 
 
 def outcomes(folder: StageFolder) -> list[dict[str, object]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     return [
         row
         for record in folder.iter_records()
@@ -166,3 +166,51 @@ def test_a_run_that_begins_after_the_retraction_commits(tmp_path: Path) -> None:
         cwd=REPOSITORY, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.stdout == "done\n", done.stderr
+
+
+def stopped_by(mark: str) -> list[int]:
+    """Processes that stand still and were told of `mark` by their environment."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            state = (folder / "stat").read_text().rpartition(") ")[2][0]
+            if state == "T" and mark.encode() in (folder / "environ").read_bytes():
+                found.append(int(folder.name))
+        except OSError:
+            continue
+    return found
+
+
+def test_a_build_s_own_worker_that_outlives_its_driver_commits_nothing(tmp_path: Path) -> None:
+    root, mark = tmp_path / "root", str(tmp_path / "stopped")
+    with Web(tmp_path / "web", rows=300, seed=5) as web:
+        recipe = write_recipe(tmp_path / "r.yaml", web.recipe, ray={"pools": {"download": 1}})
+        fault = {"PAIRMILL_FAULT": f"mid-pool:stop:{mark}"}
+        driver = start("build", "--recipe", recipe, "--input", web.list_path, "--output", root, env=fault)
+        workers: list[int] = []
+        try:
+            deadline = time.monotonic() + 120
+            while not (workers := stopped_by(mark)) and driver.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.1)
+            assert workers
+        finally:
+            driver.kill()
+            driver.communicate()
+        under_way = {path.name.rsplit(".", 2)[0] for path in root.glob("download/*/attempts/*")}
+        under_way -= {path.name.rsplit(".", 2)[0] for path in root.glob("download/*/units/*")}
+        pairs = [row for unit in under_way for path in root.glob(f"ingest/*/pairs/{unit}.*")
+                 for row in pq.read_table(path).to_pylist()]  # fmt: skip
+        row = pairs[0]
+        wanted = [row["uid"].encode(), row["url"].encode()]
+        withdraw(LocalStore(root), tmp_path, f"uid:{row['uid']}")
+        for worker in workers:
+            os.kill(worker, signal.SIGCONT)
+        deadline = time.monotonic() + 60
+        while any(Path(f"/proc/{worker}").exists() for worker in workers) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert not [unit for unit in under_way if list(root.glob(f"download/*/units/{unit}.*"))]
+        assert traces(LocalStore(root), wanted) == []
+        again = job("build", "--recipe", recipe, "--input", web.list_path, "--output", root)
+        assert again.returncode == 0, again.stderr
+        assert traces(LocalStore(root), wanted) == []
+        assert breaches(LocalStore(root)) == []
