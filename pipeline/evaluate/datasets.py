@@ -24,6 +24,8 @@ from numpy.typing import NDArray
 from pipeline.errors import InputError
 
 KINDS = ("classification", "multilabel", "retrieval")
+NO_LABEL = -1
+"""Of a sample whose label is one of its metadata, by a task's `objective`."""
 IMAGES = ("webp", "png", "jpg", "jpeg", "0.webp")
 
 
@@ -74,6 +76,8 @@ class Dataset:
                     f"{place}.npy has the shape {labels.shape}, classnames.txt {len(self.classes)} classes"
                 )
             return Sample(key, image, labels=(labels > 0).astype(np.uint8), metadata=metadata)
+        if "cls" not in members and fields:
+            return Sample(key, image, label=NO_LABEL, metadata=metadata)
         said = _text(place, members, "cls").strip()
         if not said.isdecimal() or (self.classes and int(said) >= len(self.classes)):
             raise InputError(f"{place}.cls says class {said!r}; {self.folder} has {len(self.classes)} classes, from 0")

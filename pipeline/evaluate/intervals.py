@@ -23,7 +23,7 @@ def bootstrap(measure: Callable[[NDArray[np.int64]], float], n: int, seed: int, 
     """Percentiles of `measure` over DRAWS samples of n rows with replacement, which it is given as row numbers."""
     rng = np.random.default_rng(seed)
     found = [measure(rng.integers(0, n, n)) for _ in range(DRAWS)]
-    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.nanquantile(found, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 

@@ -62,10 +62,22 @@ def mean_average_precision(scores: Floats, labels: NDArray[Any], eleven: bool) -
     return float(np.mean([measure(scores[:, one], labels[:, one] > 0) for one in occur]))
 
 
+def roc_auc(scores: Floats, labels: Ints) -> float:
+    """Of two classes: the chance that a sample of the second has the higher score for it, a tie counting half."""
+    margin = scores[:, 1] - scores[:, 0]
+    _, place, counts = np.unique(margin, return_inverse=True, return_counts=True)
+    rank = (np.cumsum(counts) - (counts - 1) / 2)[place]  # of equals, the mean rank (Mann and Whitney 1947)
+    positive = int((labels == 1).sum())
+    negative = len(labels) - positive
+    if not positive or not negative:
+        return float("nan")
+    return float((rank[labels == 1].sum() - positive * (positive + 1) / 2) / (positive * negative))
+
+
 def worst_group(right: NDArray[np.bool_], groups: list[Any]) -> tuple[Any, float, int]:
-    """The group with the lowest share of hits: (group, share, n)."""
+    """The group with the lowest share of hits: (group, share, n). None is no group."""
     found = {}
-    for group in sorted(set(groups), key=str):
+    for group in sorted(set(groups) - {None}, key=str):
         mine = right[[one == group for one in groups]]
         found[group] = (float(mine.mean()), len(mine))
     worst = min(found, key=lambda group: found[group][0])

@@ -13,6 +13,7 @@ from pipeline.evaluate.metrics import (
     macro_f1,
     mean_average_precision,
     mean_per_class,
+    roc_auc,
     worst_group,
 )
 from pipeline.evaluate.results import Row
@@ -28,7 +29,7 @@ class Truth:
     labels: NDArray[Any]
     main: str
     seed: int
-    groups: tuple[str, ...] = ()
+    groups: tuple[str | None, ...] = ()
 
     @property
     def multilabel(self) -> bool:
@@ -45,6 +46,10 @@ def value_of(metric: str, scores: Floats, truth: Truth, rows: NDArray[np.int64] 
         return mean_per_class(scores.argmax(axis=1), labels)
     if metric == "macro_f1":
         return macro_f1(scores.argmax(axis=1), labels)
+    if metric == "roc_auc":
+        return roc_auc(scores, labels)
+    if metric == "top1_top5":
+        return float(hits(scores, labels, 1).mean() + hits(scores, labels, 5).mean()) / 2
     right = hits(scores, labels, 5 if metric in ("top5", "worst_group_top5") else 1)
     if metric.startswith("worst_group"):
         groups = truth.groups if rows is None else [truth.groups[row] for row in rows]
@@ -77,6 +82,10 @@ def chance_of(truth: Truth, classes: int) -> list[Row]:
         share = float(truth.labels.mean(axis=0)[truth.labels.any(axis=0)].mean())
         return [Row(truth.task, "chance", one, share, n, main=one == truth.main) for one in ("map", "map11")]
     found = {"top1": 1 / classes, "top5": min(1.0, 5 / classes), "mean_per_class": 1 / classes}
+    if truth.main == "top1_top5":
+        found["top1_top5"] = (found["top1"] + found["top5"]) / 2
+    if truth.main == "roc_auc":
+        found["roc_auc"] = 0.5
     main = truth.main if truth.main in found else "top1"
     return [Row(truth.task, "chance", name, value, n, main=name == main) for name, value in found.items()]
 
@@ -85,6 +94,10 @@ def _metrics(truth: Truth, classes: int) -> list[str]:
     if truth.multilabel:
         return ["map", "map11"]
     found = ["top1", *(["top5"] if classes >= 5 else []), "mean_per_class", "macro_f1"]
+    if truth.main == "top1_top5":
+        found.append("top1_top5")
+    if classes == 2 and len(np.unique(truth.labels)) == 2:
+        found.append("roc_auc")
     if truth.groups:
         found += ["worst_group", *(["worst_group_top5"] if classes >= 5 else [])]
     return found

@@ -19,8 +19,9 @@ from pipeline.errors import InputError
 
 Measure = Literal["zero_shot", "probe", "few_shot", "raw_pixels"]
 Main = Literal[
-    "top1", "top5", "mean_per_class", "map", "map11", "macro_f1", "worst_group", "worst_group_top5", "recall"
-]
+    "top1", "top5", "top1_top5", "mean_per_class", "map", "map11", "macro_f1", "roc_auc", "worst_group",
+    "worst_group_top5", "recall",
+]  # fmt: skip
 
 
 class _Settings(BaseModel):
@@ -45,6 +46,7 @@ class Task(_Settings):
     fields: list[str] = Field([], description="names of the numbers of a classification's .npy")
     objective: str | None = Field(None, description="classes are the lines 'objective:class', the label this metadata")
     groups: list[str] = Field([], description="metadata whose values are the groups of worst_group")
+    no_groups: list[str] = Field([], description='groups that worst_group leaves out, as "region=5"')
     shift_of: str | None = Field(None, description="the reference dataset; its probe is measured here too")
     shift_classes: dict[str, list[str]] = Field({}, description="class → those of the reference that count as it")
     audit: Audit | None = None

@@ -61,7 +61,7 @@ def measure(clip: Clip, dataset: Dataset, task: Task, suite: Suite, cache: Path,
         rows, made.scores = zero_shot(clip, data.projected, made.classes, templates, task, truth)
         made.rows += rows
     made.rows += chance_of(truth, len(made.classes))
-    if reference is not None and reference.probe is not None:
+    if reference is not None and reference.probe is not None and "probe" in measures:
         scores = onto(
             reference.probe.scores(data.pooled), reference.classes, made.classes, task.shift_classes, dataset.name
         )
@@ -81,14 +81,15 @@ def _truth(dataset: Dataset, data: Features, task: Task, suite: Suite, classes: 
                 f"dataset {dataset.name}: objective {task.objective} is not among its fields {task.fields}"
             )
         labels = np.array([int(said[task.objective]) for said in data.metadata])
-        if labels.min() < 0 or labels.max() >= len(classes):
-            raise InputError(
-                f"dataset {dataset.name}: {task.objective} goes from {labels.min()} to {labels.max()}, its classes are "
-                f"{len(classes)}"
-            )
+    if labels.ndim == 1 and (labels.min() < 0 or labels.max() >= len(classes)):
+        raise InputError(
+            f"dataset {dataset.name}: {task.objective or 'its label'} goes from {labels.min()} to {labels.max()}, "
+            f"and there are {len(classes)} classes; a label that is metadata needs objective in the suite"
+        )
     main = task.main or ("map11" if dataset.kind == "multilabel" else "top1")
-    groups = groups_of(data.metadata, task.groups, dataset.name) if task.groups else ()
-    few = main in ("top5", "worst_group_top5") and len(classes) < 5
+    named = groups_of(data.metadata, task.groups, dataset.name) if task.groups else ()
+    groups = tuple(None if one in task.no_groups else one for one in named)
+    few = (main in ("top5", "worst_group_top5") and len(classes) < 5) or (main == "roc_auc" and len(classes) != 2)
     if (dataset.kind == "multilabel") != main.startswith("map") or (main.startswith("worst") and not groups) or few:
         raise InputError(f"dataset {dataset.name}: main {main} is not for {dataset.kind} of {len(classes)} classes"
                          f"{' without groups' if main.startswith('worst') else ''}")  # fmt: skip
