@@ -229,6 +229,11 @@ class Loader:
 
     def _answer(self, task: _Task, reply: dict[str, Any], tokens: bytes) -> None:
         work, rows = task.work, task.rows
+        if "error" in reply:
+            with self._lock:
+                if not work.ready.done():
+                    work.ready.set_exception(StoreError(f"train: images cannot be read: {reply['error']}"))
+            return
         failed = {int(slot) - work.first: (why[0], why[1]) for slot, why in reply["failed"].items()}
         with self._lock:
             work.batch.tokens[rows] = np.frombuffer(tokens, np.int64).reshape(len(rows), -1)
@@ -241,7 +246,7 @@ class Loader:
                 self._absent(work, row, reason, detail)
             work.left -= 1
             last = work.left == 0
-        if last:
+        if last and not work.ready.done():
             work.batch.failed.sort()
             work.ready.set_result(work.batch)
 

@@ -41,7 +41,11 @@ def main() -> None:
             return
         start = time.process_time()
         failed: dict[str, list[str]] = {}
-        images = reader.images(task["samples"])
+        try:
+            images = reader.images(task["samples"])
+        except OSError as error:  # the store's, not the image's: another try may well succeed
+            send(replies, {"error": str(error)})
+            continue
         tokens = []
         for slot, sample, position, image in zip(
             task["slots"], task["samples"], task["positions"], images, strict=True

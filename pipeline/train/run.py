@@ -1,6 +1,7 @@
 """A training run from its driver: data found, workers started on Ray, what they say heard, one run at a time in OUT."""
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -26,6 +27,7 @@ from pipeline.train.dataset import find_dataset
 from pipeline.train.index import SampleIndex, make_index
 from pipeline.train.loop import Job, check_resume
 from pipeline.train.model import source_of
+from pipeline.train.nodes import wait_for_nodes
 from pipeline.train.order import Order
 from pipeline.train.record import METRICS
 from pipeline.train.registry import register
@@ -33,6 +35,8 @@ from pipeline.train.settings import TrainSettings
 from schemas.recipe import Recipe
 
 log = logging.getLogger(__name__)
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 GRACE_S = 60.0
 """Seconds that workers have for a last checkpoint once the run is told to stop."""
@@ -171,12 +175,14 @@ def _fit(job: Job, name: str, stop: StopFlag) -> None:
     import ray
 
     settings = job.settings
-    have = ray.cluster_resources()
-    gpus = bool(have.get("GPU")) if settings.gpus is None else settings.gpus
+    gpus = bool(ray.cluster_resources().get("GPU")) if settings.gpus is None else settings.gpus
     kind = "GPU" if gpus else "CPU"
-    if have.get(kind, 0) < settings.workers:
+    have = wait_for_nodes(kind, settings.workers, settings.wait_minutes, stop)
+    if stop.is_set():
+        return
+    if have < settings.workers:
         _tell(Path(job.out), name, InputError(
-            f"workers {settings.workers}: the cluster has {have.get(kind, 0):g} {kind}s; lower it, or add nodes"
+            f"workers {settings.workers}: the cluster has {have:g} {kind}s; lower it, or add nodes"
         ))  # fmt: skip
         return
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
@@ -218,6 +224,11 @@ def _worker(told: dict[str, Any]) -> None:
         train(job, told["stop"].is_set, device)
     except (InputError, StoreError) as error:
         _tell(out, told["run"], error)
+        raise
+    except OSError as error:
+        if error.errno in _FULL:
+            full = StoreError(f"{out}: {error.strerror}; make room and run the same command again")
+            _tell(out, told["run"], full)
         raise
 
 

@@ -13,7 +13,7 @@ from schemas.recipe import digest
 
 PASSING = frozenset({
     "accumulate", "checkpointing", "workers", "gpus", "threads", "decoders", "prefetch", "checkpoint_steps",
-    "checkpoint_minutes", "keep", "max_failures", "max_bad", "evaluate_steps",
+    "checkpoint_minutes", "keep", "max_failures", "max_bad", "evaluate_steps", "wait_minutes",
 })  # fmt: skip
 """Settings that say how the weights are computed, not which."""
 
@@ -48,6 +48,7 @@ class TrainSettings(BaseModel):
     checkpointing: bool = Field(False, description="recompute activations to save memory")
     workers: int = Field(1, ge=1, description="Ray workers")
     gpus: bool | None = Field(None, description="default: where the cluster has them")
+    wait_minutes: float = Field(0, ge=0, description="for nodes that an autoscaler brings, before training begins")
     threads: int | None = Field(None, ge=1, description="torch threads a worker; default: its share")
     decoders: int = Field(1, ge=1, description="decode processes a worker")
     prefetch: int = Field(3, ge=1, description="batches a worker decodes ahead")

@@ -25,6 +25,7 @@ COMMANDS = {
     "embed": [],
     "look": [],
     "startup": [],
+    "train": [],
     "download": ["--case", "http", "bad"],
     "https": ["--case", "https", "--images", "3000"],
 }
