@@ -1,0 +1,210 @@
+"""jobs.evaluate and jobs.classify on small sets, beside open_clip's own zero-shot classifier."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+
+from jobs import classify as classify_job
+from jobs import evaluate as evaluate_job
+from tests.evaluation_sets import COLOURS, captions_set, colours_set, npy, picture, write_split
+from tests.tiny_clip import tiny_clip
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("sklearn")
+from pipeline import clip  # noqa: E402
+
+NAMES = ["red", "green", "blue"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    return tiny_clip(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture
+def evaluate(tmp_path: Path, model: Path) -> Callable[..., list[dict[str, Any]]]:
+    """Write a suite, run the job on tmp_path's datasets and return its rows."""
+
+    def run(suite: str, *flags: str, out: str = "out") -> list[dict[str, Any]]:
+        (tmp_path / "suite.yaml").write_text("data: .\n" + suite)
+        argv = ["--model", str(model), "--suite", str(tmp_path / "suite.yaml"), "--out", str(tmp_path / out), *flags]
+        assert evaluate_job.main(argv) == 0
+        rows: list[dict[str, Any]] = pq.read_table(tmp_path / out / "results.parquet").to_pylist()
+        return rows
+
+    return run
+
+
+def _value(rows: list[dict[str, Any]], task: str, setting: str, metric: str, group: str | None = None) -> Any:
+    (row,) = (
+        row for row in rows
+        if (row["task"], row["setting"], row["metric"]) == (task, setting, metric)
+        and (group is None or row["group"] == group)
+    )  # fmt: skip
+    return row["value"]
+
+
+def test_zero_shot_predicts_as_open_clips_own_classifier(tmp_path: Path, model: Path, evaluate: Any) -> None:
+    import io
+
+    import open_clip
+    from PIL import Image
+
+    colours_set(tmp_path / "colours", train=0)
+    rows = evaluate("measures: [zero_shot]\ntasks: {colours: {}}")
+    towers, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{model}")
+    templates = [lambda name: f"a photo of a {name} disc.", lambda name: f"a {name} thing."]
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{model}")
+    weights = open_clip.build_zero_shot_classifier(towers.eval(), tokenizer, list(COLOURS), templates, device="cpu")
+    right = []
+    for one in range(8):
+        for place, name in enumerate(COLOURS):
+            image = Image.open(io.BytesIO(picture(name, 100 * place + one)))
+            with torch.no_grad():
+                logits = towers.encode_image(preprocess(image)[None], normalize=True) @ weights
+            right.append(int(logits.argmax()) == place)
+
+    assert _value(rows, "colours", "zero_shot", "top1") == pytest.approx(np.mean(right))
+    assert _value(rows, "colours", "chance", "top1") == pytest.approx(1 / 6)
+
+
+def test_a_probe_learns_colours_that_an_untrained_clip_cannot_name(tmp_path: Path, evaluate: Any) -> None:
+    colours_set(tmp_path / "colours", NAMES, test=6, train=6)
+    rows = evaluate("measures: [zero_shot, probe, raw_pixels]\ntasks: {colours: {groups: [size]}}")
+
+    assert _value(rows, "colours", "probe", "top1") > _value(rows, "colours", "zero_shot", "top1") + 0.2
+    groups = [
+        _value(rows, "colours", "probe", "worst_group"), _value(rows, "colours", "probe", "top1"),
+    ]  # fmt: skip
+    assert groups[0] <= groups[1]
+    assert {row["setting"] for row in rows if row["main"]} == {"zero_shot", "chance", "probe", "raw_pixels"}
+
+
+def test_few_shots_end_with_the_shots_that_match_zero_shot(tmp_path: Path, evaluate: Any) -> None:
+    colours_set(tmp_path / "colours", NAMES, test=4, train=5)
+    rows = evaluate("measures: [zero_shot, few_shot]\nfew_shots: [1, 2]\ntasks: {colours: {}}")
+
+    curve = [_value(rows, "colours", f"few_shot_{k}", "top1") for k in (1, 2)]
+    assert all(0 <= value <= 1 for value in curve)
+    matched = _value(rows, "colours", "few_shot", "shots_to_match")
+    assert (matched is None) == (max(curve) < _value(rows, "colours", "zero_shot", "top1"))
+
+
+def test_a_shift_has_zero_shot_and_the_references_probe(tmp_path: Path, evaluate: Any) -> None:
+    colours_set(tmp_path / "colours", NAMES, test=5, train=6)
+    colours_set(tmp_path / "again", NAMES[::-1], test=5, train=0)  # the same images, classes in another order
+    rows = evaluate("measures: [zero_shot, probe]\ntasks: {again: {shift_of: colours}, colours: {}}")
+
+    assert _value(rows, "again", "zero_shot", "drop") == pytest.approx(
+        _value(rows, "colours", "zero_shot", "top1") - _value(rows, "again", "zero_shot", "top1")
+    )
+    assert _value(rows, "again", "reference_probe", "top1") > 1 / 3
+
+
+def test_retrieval_counts_every_caption(tmp_path: Path, evaluate: Any) -> None:
+    captions_set(tmp_path / "captions")
+    rows = evaluate("tasks: {captions: {}}")
+
+    counts = {row["metric"]: row["n"] for row in rows}
+    assert (counts["image_to_text_recall@5"], counts["text_to_image_recall@5"]) == (12, 24)
+
+
+def test_multilabel_is_measured_by_average_precision(tmp_path: Path, evaluate: Any) -> None:
+    folder = colours_set(tmp_path / "voc", NAMES, test=0, train=0)
+    (folder / "dataset_type.txt").write_text("multilabel\n")
+    write_split(folder / "test", (
+        {"png": picture(NAMES[one % 3], one), "npy": npy([one % 3 == 0, one % 3 == 1, one % 2])} for one in range(12)
+    ))  # fmt: skip
+    rows = evaluate("measures: [zero_shot]\ntasks: {voc: {}}")
+
+    assert _value(rows, "voc", "chance", "map11") == pytest.approx((4 + 4 + 6) / 36)
+    assert {row["metric"] for row in rows if row["setting"] == "zero_shot"} == {"map", "map11"}
+
+
+def test_an_audit_tells_what_the_added_label_changes(tmp_path: Path, evaluate: Any) -> None:
+    colours_set(tmp_path / "people", NAMES, train=0)
+    rows = evaluate("""measures: [zero_shot]
+tasks:
+  people:
+    audit:
+      by: [size]
+      label_sets:
+        paper: {person: [a red thing], crime: [thief, criminal]}
+        with_child: {person: [a red thing], crime: [thief, criminal], child: [child]}
+""")
+
+    shares = [_value(rows, "people", "audit:paper", category, "all") for category in ("person", "crime")]
+    assert sum(shares) == pytest.approx(1)
+    change = _value(rows, "people", "audit:paper→with_child", "crime", "size=odd")
+    assert change == pytest.approx(
+        _value(rows, "people", "audit:with_child", "crime", "size=odd")
+        - _value(rows, "people", "audit:paper", "crime", "size=odd")
+    )
+    assert change <= 0
+
+
+def test_aliases_and_one_prompt_are_measured_beside_the_ensemble(tmp_path: Path, evaluate: Any) -> None:
+    colours_set(tmp_path / "colours", NAMES, train=0)
+    rows = evaluate("measures: [zero_shot]\ntasks: {colours: {aliases: {red: [scarlet, crimson]}}}")
+
+    gain = _value(rows, "colours", "ensemble_gain", "top1")
+    single = _value(rows, "colours", "zero_shot_single", "top1")
+    assert gain == pytest.approx(_value(rows, "colours", "zero_shot", "top1") - single)
+    assert 0 <= _value(rows, "colours", "zero_shot_no_aliases", "top1") <= 1
+
+
+def test_a_second_run_reads_kept_features_and_is_set_beside_the_first(tmp_path: Path, evaluate: Any) -> None:
+    folder = colours_set(tmp_path / "colours", NAMES, train=0)
+    suite = "measures: [zero_shot]\ntasks: {colours: {}}"
+    first = evaluate(suite)
+    (kept,) = (tmp_path / "out" / "features").glob("*.npz")
+    made = kept.stat().st_mtime_ns
+    second = evaluate(suite, "--compare", str(tmp_path / "out"))
+
+    assert kept.stat().st_mtime_ns == made
+    assert [row["value"] for row in first] == [row["value"] for row in second]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count("<figure>") == 6
+    assert "<ol start=0>" in page
+    assert pyarrow.csv.read_csv(tmp_path / "out" / "results.csv").num_rows == len(second)
+    assert folder.is_dir()
+
+
+def test_clip_classifies_paths_bytes_images_and_arrays_alike(tmp_path: Path, model: Path) -> None:
+    from PIL import Image
+
+    data = picture("red", 1)
+    path = tmp_path / "red.png"
+    path.write_bytes(data)
+    with Image.open(path) as opened:
+        image = opened.copy()
+    loaded = clip.load(model)
+    chances = loaded.classify([path, data, image, np.asarray(image)], ["red", "blue"])
+
+    assert chances.sum(axis=1) == pytest.approx(np.ones(4))
+    assert np.ptp(chances, axis=0).max() < 1e-5
+    assert np.linalg.norm(loaded.encode_image([path])) == pytest.approx(1)
+    assert np.linalg.norm(loaded.encode_text(["red"])) == pytest.approx(1)
+    cosines = loaded.encode_image([path]) @ loaded.encode_text(["a photo of a red.", "a photo of a blue."]).T
+    odds = np.exp(loaded.encoder.logit_scale * (cosines[0, 0] - cosines[0, 1]))
+    assert chances[0, 0] / chances[0, 1] == pytest.approx(odds, rel=1e-3)
+
+
+def test_classify_prints_five_labels_of_each_image(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "red.png"
+    path.write_bytes(picture("red", 1))
+
+    assert classify_job.main(["--model", str(model), "--labels", *COLOURS, str(path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == str(path)
+    chances = [float(line.split("%")[0]) for line in lines[1:]]
+    assert len(chances) == 5
+    assert chances == sorted(chances, reverse=True)
