@@ -130,7 +130,7 @@ def pixel_models(recipe: Recipe, encoder: Encoder, device: str) -> dict[str, Any
 
 
 def plan_of(recipe: Recipe, stage: str, make: Callable[[bool, int, int], UnitWorker], concurrent: int) -> Pass:
-    """Actors for the cluster's GPUs where it has any and the recipe wants them, else for its cores.
+    """Actors for GPUs where the cluster has any, or will (`ray.gpus`), and the recipe wants them, else for its cores.
 
     `ray.pools.<stage>` is the most there may be; those for which there is no room yet join when there is.
     """
@@ -140,7 +140,7 @@ def plan_of(recipe: Recipe, stage: str, make: Callable[[bool, int, int], UnitWor
     have = ray.cluster_resources()
     cores, gpus, each = max(1, int(have.get("CPU", 1))), have.get("GPU", 0.0), recipe.embed.num_gpus
     most = recipe.ray.pools.get(stage)
-    if each > 0 and gpus > 0:
+    if each > 0 and (gpus > 0 if recipe.ray.gpus is None else recipe.ray.gpus):
         fit = int(gpus / each) if each <= 1 else int(gpus // each)
         actors = most or max(1, fit)
         share = max(1, cores // max(1, min(actors, fit)))
