@@ -24,11 +24,16 @@ def test_units_of_a_batch_are_added_up_and_batches_kept_apart() -> None:
         record("0002-0000000", {"failed": {"dns": 4}}),
     ]
     assert stage_rows("download", records) == [
-        {"batch": "0001", "stage": "download", "status": "failed", "reason": "dns", "rows": 2},
-        {"batch": "0001", "stage": "download", "status": "failed", "reason": "tls", "rows": 1},
-        {"batch": "0001", "stage": "download", "status": "ok", "reason": "", "rows": 6},
-        {"batch": "0002", "stage": "download", "status": "failed", "reason": "dns", "rows": 4},
+        {"batch": "0001", "stage": "download", "encoder": "", "status": "failed", "reason": "dns", "rows": 2},
+        {"batch": "0001", "stage": "download", "encoder": "", "status": "failed", "reason": "tls", "rows": 1},
+        {"batch": "0001", "stage": "download", "encoder": "", "status": "ok", "reason": "", "rows": 6},
+        {"batch": "0002", "stage": "download", "encoder": "", "status": "failed", "reason": "dns", "rows": 4},
     ]
+
+
+def test_rows_of_embed_name_their_encoder() -> None:
+    found = stage_rows("embed/b32", [record("0001-0000000", {"ok": {"": 5}})])
+    assert [(row["stage"], row["encoder"], row["batch"], row["rows"]) for row in found] == [("embed", "b32", "0001", 5)]
 
 
 def test_a_round_over_one_batch_belongs_to_that_batch() -> None:
