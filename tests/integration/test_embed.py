@@ -173,6 +173,19 @@ def test_an_image_that_does_not_decode_fails_alone(tmp_path: Path) -> None:
     assert folders["embed/plain"].records()["0001-0000000"].counts == {"failed": {"decode_error": 2}, "ok": {"": 8}}
 
 
+def test_captions_go_by_length_and_equal_ones_go_once(tmp_path: Path) -> None:
+    pool = Pool(tmp_path)
+    pool.unit(
+        "0001-0000000", range(20), texts={n: "long " * 9 if n % 2 else "cat" if n % 4 else "dog" for n in range(20)}
+    )
+    plain = Plain()
+    made = recipe(embed={"batch_size": 2})
+    folders = embedded(pool, made, plain=plain)
+    assert sorted(shape for side, shape in plain.batches if side == "text") == [(1, 24), (2, 8)]
+    texts = {tuple(row["text_embedding"]) for row in embeddings(folders["embed/plain"]).values()}
+    assert len(texts) == 3
+
+
 class Sick(Plain):
     """Gives no number for the third image of a unit and nothing at all for the fourth; of texts, nothing for one."""
 
