@@ -129,8 +129,9 @@ class _Run:
         if not batches:
             raise InputError(f"output {self._store.uri}: has no batch yet; give --input")
         scores = {name for batch in batches if batch.adopted for name in batch.adopted.scores}
-        check_adopted(self._recipe, scores)
-        check_rules(self._recipe, [name for batch in batches for name in batch.kept], sorted(scores))
+        kept = [name for batch in batches for name in batch.kept]
+        check_rules(self._recipe, kept, sorted(scores))
+        check_adopted(self._recipe, kept, scores)
         self._check_upstream()
         self._save()
         try:

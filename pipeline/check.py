@@ -11,7 +11,7 @@ from pipeline.download.blocklist import Blocklist
 from pipeline.errors import InputError
 from pipeline.gates import check_gates
 from pipeline.ingest.prefilter import Prefilter
-from pipeline.metadata import COSINE, TEXT_COUNT, schema_of, score_columns
+from pipeline.metadata import CLIP_SCORE, COSINE, TEXT_COUNT, schema_of, score_columns
 from pipeline.rules import Rules
 from pipeline.select.decide import RESERVED
 from pipeline.select.entries import ngrams_wanted, read_entries
@@ -95,8 +95,16 @@ def _content(path: str, place: str) -> str:
         raise InputError(f"{place}: {path} cannot be read: {error.strerror or error}") from None
 
 
-def check_adopted(recipe: Recipe, scores: Collection[str]) -> None:
-    """Raises InputError where an encoder has the name of one whose scores came with an adopted batch."""
+def check_adopted(recipe: Recipe, kept: Collection[str], scores: Collection[str]) -> None:
+    """Raises InputError where an encoder has the name of one whose scores came with an adopted batch, or where rows
+    are to be chosen by a score before they have any.
+
+    `kept` and `scores`: as for check_rules.
+    """
+    early = {"dedupe.eligible": recipe.dedupe.eligible, "embed.eligible": recipe.embed.eligible}
+    for key, rules in early.items():
+        if not scores and CLIP_SCORE.name in Rules(rules, schema_of(kept), key).columns:
+            raise InputError(f"recipe {key}: rows have no clip_score before they are embedded; make it a select.rules")
     for encoder in recipe.embed.encoders:
         if f"{COSINE}{encoder.name}" in scores:
             raise InputError(
@@ -109,6 +117,8 @@ def _check_encoders(recipe: Recipe) -> None:
     names = [encoder.name for encoder in recipe.embed.encoders]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise InputError(f"recipe embed.encoders: {twice[0]} is the name of two")
+    if (gpus := recipe.embed.num_gpus) > 1 and gpus != int(gpus):
+        raise InputError(f"recipe embed.num_gpus is {gpus}: above 1 give a whole number; a share of one GPU is below 1")
     if recipe.embed.heads and not names:
         raise InputError("recipe embed.heads: heads need an encoder; give embed.encoders")
     asked = {"semantic.encoder": recipe.semantic.encoder}
@@ -120,7 +130,7 @@ def _check_encoders(recipe: Recipe) -> None:
                 f"recipe {key}: {name} is none of embed.encoders ({', '.join(names) or 'none'}), nor of those whose"
                 f" vectors come with downloads ({', '.join(VECTORS_OF)})"
             )
-    if recipe.semantic.overlap_eps is not None and not (names and recipe.dedupe.against):
+    if recipe.semantic.overlap_eps is not None and not (recipe.semantic.encoder and recipe.dedupe.against):
         raise InputError("recipe semantic.overlap_eps: needs the sets of dedupe.against, and semantic.encoder")
 
 

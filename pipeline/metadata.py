@@ -68,6 +68,12 @@ def score_columns(embed: Embed) -> list[str]:
     return [*cosines, *(head_columns(embed) if embed.heads else [])]
 
 
+def before_scores(folders: Mapping[str, StageFolder]) -> dict[str, StageFolder]:
+    """The folders without those of the recipe's scores, for what is decided before there are any: under other settings
+    an earlier run may have made some, and results must not depend on that."""
+    return {key: folder for key, folder in folders.items() if not key.startswith("scores/")}
+
+
 class Metadata:
     """Reads the rows that a descriptor of a `dedupe` or `select` unit means. Safe to use from several threads.
 

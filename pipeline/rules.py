@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable, Mapping
 
 import duckdb
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.errors import InputError
@@ -67,6 +69,14 @@ class Rules:
             return self._engine.sql(f"SELECT {self._verdicts()} FROM rows_").to_arrow_table()
         finally:
             self._engine.unregister("rows_")
+
+
+def passed(rules: Rules, rows: pa.Table) -> npt.NDArray[np.bool_]:
+    """Which rows pass every rule: [n]."""
+    passes = np.ones(rows.num_rows, np.bool_)
+    for verdicts in rules.judge(rows).columns:
+        passes &= verdicts.to_numpy()
+    return passes
 
 
 def flaw(engine: duckdb.DuckDBPyConnection, predicate: str, table: str, columns: Iterable[str]) -> str | None:

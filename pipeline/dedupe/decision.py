@@ -17,7 +17,7 @@ from pipeline.dedupe.sets import load_sets
 from pipeline.dedupe.spread import best_neighbours_on_ray
 from pipeline.dedupe.stage import SETS, needs_hashes
 from pipeline.dedupe.witness import Search
-from pipeline.metadata import Metadata, rule_schema
+from pipeline.metadata import Metadata, before_scores, rule_schema
 from pipeline.rounds import descriptors, open_table, table_path
 from pipeline.rules import Rules
 from pipeline.runner import Result, Unit
@@ -57,7 +57,7 @@ class Decision:
         hashes = folders["hashes"] if needs_hashes(self._settings) else None
         schema = rule_schema(store)
         rules = [Rules(self._settings.eligible, schema, "dedupe.eligible") for _ in range(THREADS)]
-        gather = Gather(Metadata(folders), hashes, self._settings, schema, rules)
+        gather = Gather(Metadata(before_scores(folders)), hashes, self._settings, schema, rules)
         new = gather.read(self._units)
         self._ends = new.ends
         self._uids = as_keys(new.table["uid"])

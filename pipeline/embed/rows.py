@@ -2,13 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.metadata import Metadata, rule_schema
+from pipeline.metadata import Metadata, before_scores, rule_schema
 from pipeline.rounds import descriptors, open_table, read_rounds, table_path
-from pipeline.rules import Rules
+from pipeline.rules import Rules, passed
 from pipeline.runner import Unit
 from pipeline.units import StageFolder
 
@@ -20,7 +19,7 @@ class DueRows:
 
     def __init__(self, folders: Mapping[str, StageFolder], eligible: Mapping[str, str]) -> None:
         self._download, self._dedupe = folders["download"], folders["dedupe"]
-        self._metadata = Metadata(folders)
+        self._metadata = Metadata(before_scores(folders))
         self._decided = self._dedupe.generations()
         self._rules = Rules(eligible, rule_schema(self._download.store), "embed.eligible") if eligible else None
 
@@ -35,10 +34,7 @@ class DueRows:
         gone = open_table(self._dedupe, table_path(self._dedupe, record, "duplicates")).read(columns=["uid"])
         rows = rows.filter(pc.invert(pc.is_in(rows["uid"], gone["uid"].combine_chunks())))
         if self._rules:
-            mask = np.ones(rows.num_rows, np.bool_)
-            for verdicts in self._rules.judge(rows).columns:
-                mask &= verdicts.to_numpy()
-            rows = rows.filter(pa.array(mask))
+            rows = rows.filter(pa.array(passed(self._rules, rows)))
         return rows.select(list(COLUMNS))
 
 

@@ -24,9 +24,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.metadata import TEXT_COUNT, Metadata, rule_schema
+from pipeline.metadata import CLIP_SCORE, TEXT_COUNT, Metadata, before_scores, rule_schema, score_columns
 from pipeline.rounds import open_table, table_path
-from pipeline.rules import Rules
+from pipeline.rules import Rules, passed
 from pipeline.runner import Unit
 from pipeline.select.decide import CONTAMINATED, DUPLICATE, IMAGE_BASED, NOT_EMBEDDED, UIDS, WORDS
 from pipeline.select.entries import Matcher, read_entries
@@ -64,6 +64,8 @@ class Judging:
         self._embedded = {key: folder for key, folder in folders.items() if key.startswith("embed/")}
         self._generations = {key: folder.generations() for key, folder in {**self._deciders, **self._embedded}.items()}
         self._schema = rule_schema(store, recipe.embed).append(TEXT_COUNT)
+        self._eligible, self._before = recipe.embed.eligible, Metadata(before_scores(folders))
+        self._scores = {CLIP_SCORE.name, *score_columns(recipe.embed)}
         select = self.settings
         self._sets = None if select.decontaminate == "all" else select.decontaminate
         self._uids = read_uids(select.uids) if select.uids else None
@@ -93,14 +95,20 @@ class Judging:
             self._local.engine = duckdb.connect(config={"threads": 1})
             self._local.rules = Rules(select.rules, self._schema, "select.rules")
             self._local.weight = Weight(select.weight, self._schema) if select.weight is not None else None
+            self._local.eligible = Rules(self._eligible, self._schema, "embed.eligible")
         if self._texts:
             rows = rows.append_column(TEXT_COUNT, self._texts.of(self._local.engine, rows["text"]))
+        due = self._due(unit, rows["uid"]) if self._embedded else None
+        if due is not None:
+            for name in self._scores.intersection(rows.column_names):
+                scores = pc.if_else(pa.array(due), rows[name], pa.scalar(None, rows[name].type))
+                rows = rows.set_column(rows.column_names.index(name), name, scores)
         found: dict[str, pa.Array | pa.ChunkedArray] = {"uid": rows["uid"]}
         gone = {DUPLICATE: self._named(unit, "duplicates"), CONTAMINATED: self._named(unit, "overlaps")}
         for reason, uids in gone.items():
             found[f"{DROP}{reason}"] = pc.is_in(rows["uid"], uids)
-        if self._embedded:
-            found[f"{DROP}{NOT_EMBEDDED}"] = pa.array(~self._with_vectors(unit, rows["uid"]))
+        if due is not None:
+            found[f"{DROP}{NOT_EMBEDDED}"] = pa.array(~(due & self._with_vectors(unit, rows["uid"])))
         passes = self._local.rules.judge(rows)
         found |= {f"{PASS}{name}": passes[name] for name in passes.column_names}
         if self._uids is not None:
@@ -145,6 +153,15 @@ class Judging:
             ],
             pa.string(),
         ).combine_chunks()
+
+    def _due(self, unit: Unit, uids: pa.ChunkedArray) -> npt.NDArray[np.bool_]:
+        """Which rows `embed` is to embed. Others may have vectors of a time when dedupe or `embed.eligible` said
+        otherwise: they count as if there were none, so that a ROOT's past does not shape its dataset."""
+        gone = _read(self._deciders["dedupe"], self._generations["dedupe"], unit["dedupe"], "duplicates", ["uid"])
+        due: npt.NDArray[np.bool_] = ~pc.is_in(uids, gone["uid"].combine_chunks()).to_numpy()
+        if self._eligible:
+            due &= passed(self._local.eligible, self._before.read(unit, self._local.eligible.columns))
+        return due
 
     def _with_vectors(self, unit: Unit, uids: pa.ChunkedArray) -> npt.NDArray[np.bool_]:
         """Which rows every encoder of the recipe has an ok vector of."""

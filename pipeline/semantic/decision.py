@@ -11,7 +11,7 @@ import pyarrow as pa
 from pipeline.dedupe.committing import Decided, commit_round
 from pipeline.dedupe.find import by_uid, first_equal, fixed, hexadecimal
 from pipeline.dedupe.rows import ByUid
-from pipeline.metadata import Metadata, rule_schema
+from pipeline.metadata import Metadata, before_scores, rule_schema
 from pipeline.rounds import descriptors
 from pipeline.rules import Rules
 from pipeline.runner import Result
@@ -49,9 +49,16 @@ class Decision:
         earlier = list(descriptors(rounds[:number]).values())
         encoder = recipe.semantic.encoder
         schema = rule_schema(store)
-        rules = [Rules(recipe.dedupe.eligible, schema, "dedupe.eligible") for _ in range(THREADS)]
+        # What had a vector made before `embed.eligible` was what it is now does not count.
+        due = recipe.embed.eligible if f"embed/{encoder}" in folders else {}
+        rules = [
+            (Rules(recipe.dedupe.eligible, schema, "dedupe.eligible"), Rules(due, schema, "embed.eligible"))
+            for _ in range(THREADS)
+        ]
         vectors = Vectors(vector_folder(folders, encoder), encoder)
-        rows = Gather(Metadata(folders), folders["dedupe"], folder, vectors, rules).read(earlier, self._units)
+        rows = Gather(Metadata(before_scores(folders)), folders["dedupe"], folder, vectors, rules).read(
+            earlier, self._units
+        )
         self._uids, self._ends = rows.uids, rows.ends
         self._clusters: find.Clusters | None = None
         self._duplicates = ByUid(self._find_duplicates(rows))

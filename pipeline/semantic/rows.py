@@ -17,7 +17,7 @@ from pipeline.dedupe.rows import Keys, as_keys, digests, unhex
 from pipeline.errors import StoreError
 from pipeline.metadata import Metadata
 from pipeline.rounds import open_table, table_path
-from pipeline.rules import Rules
+from pipeline.rules import Rules, passed
 from pipeline.runner import Unit
 from pipeline.semantic.clusters import Floats, Index
 from pipeline.semantic.vectors import Vectors
@@ -56,13 +56,15 @@ class Gather:
     """Reads rows that dedupe kept, for one round of the stage."""
 
     def __init__(
-        self, metadata: Metadata, dedupe: StageFolder, folder: StageFolder, vectors: Vectors, rules: Sequence[Rules]
-    ) -> None:
-        """`folder`: the stage's own. `rules`: what a row must pass to compete; one object a thread."""
+        self, metadata: Metadata, dedupe: StageFolder, folder: StageFolder, vectors: Vectors,
+        rules: Sequence[tuple[Rules, Rules]],
+    ) -> None:  # fmt: skip
+        """`folder`: the stage's own. `rules`: what a row must pass to compete, and for its vector to count; two objects
+        a thread."""
         self._metadata, self._dedupe, self._folder, self._vectors = metadata, dedupe, folder, vectors
         self._decided = folder.generations()
         self._deduped = dedupe.generations()
-        self._rules: SimpleQueue[Rules] = SimpleQueue()
+        self._rules: SimpleQueue[tuple[Rules, Rules]] = SimpleQueue()
         for one in rules:
             self._rules.put(one)
         self._threads = len(rules)
@@ -98,17 +100,18 @@ class Gather:
     def _unit(self, unit: Unit, decided: bool) -> tuple[Keys, pa.Table, Floats]:
         """Uids of the rows that dedupe, and this stage where it has decided, keep; and those with a vector."""
         rules = self._rules.get()
+        compete, due = rules
         try:
             names = ["uid", "text", "pixels"]
-            rows = self._metadata.read(unit, [*names, *(name for name in rules.columns if name not in names)])
+            rows = self._metadata.read(unit, [*names, *sorted({*compete.columns, *due.columns} - set(names))])
             gone = [self._gone(self._dedupe, unit["dedupe"], self._deduped)]
             if decided:
                 gone.append(self._gone(self._folder, unit["unit"], self._decided))
             for uids in gone:
                 rows = rows.filter(pc.invert(pc.is_in(rows["uid"], uids)))
-            eligible = np.ones(rows.num_rows, np.bool_)
-            for verdicts in rules.judge(rows).columns:
-                eligible &= verdicts.to_numpy()
+            uids = as_keys(unhex(rows["uid"], 16))
+            rows = rows.filter(pa.array(passed(due, rows)))
+            eligible = passed(compete, rows)
         finally:
             self._rules.put(rules)
         keys = unhex(rows["uid"], 16)
@@ -118,7 +121,7 @@ class Gather:
             "pixels": rows["pixels"].filter(pa.array(there)).combine_chunks(), "clip_score": scores.combine_chunks(),
             "eligible": pa.array(eligible[there]),
         })  # fmt: skip
-        return as_keys(keys), table.cast(_NO_ROWS.schema), vectors
+        return uids, table.cast(_NO_ROWS.schema), vectors
 
     def _gone(self, folder: StageFolder, unit: str, current: dict[str, int]) -> Any:
         record = folder.record(unit, current[unit])

@@ -64,6 +64,33 @@ def test_a_row_without_an_ok_vector_of_every_encoder_is_not_embedded(tmp_path: P
     assert len(without.run(asked()).kept()) == 10, "a recipe without encoders asks for no vector"
 
 
+def test_vectors_of_rows_that_embed_would_not_make_now_count_as_if_they_were_not_there(tmp_path: Path) -> None:
+    """Made when `embed.eligible` or dedupe said otherwise: what a ROOT was before does not shape its dataset."""
+    recipe = asked(
+        [ENCODER], dedupe={"levels": {"bytes": True}}, rules={"scored": "clip_score >= 0"}, weight="clip_score",
+        top={"column": "clip_score", "fraction": 0.5, "of": "pool"},
+    )  # fmt: skip
+    embed = recipe.embed.model_copy(update={"eligible": {"wide": "original_width >= 200"}})
+    columns = {
+        **SCORED["columns"], "sha256": lambda number: f"{number // 2 if number < 6 else number:064x}",
+        "text": lambda number: "one",
+    }  # fmt: skip
+
+    def decided(folder: Path, without: set[int]) -> dict[int, dict[str, Any]]:
+        pool = Scored(folder).rows(
+            range(60), 2, scores={ENCODER: lambda number: number / 60}, columns=columns,
+            vectors=lambda number, encoder: None if number in without else [1.0],
+        )  # fmt: skip
+        return pool.run(recipe.model_copy(update={"embed": embed})).decisions()
+
+    once = decided(tmp_path / "once", set())
+    twins = {number for number, row in once.items() if row["dropped_by"] == "duplicate"}
+    narrow = {number for number in range(60) if width(number) < 200}
+    assert len(twins) == 3 and narrow - twins
+    assert {number for number, row in once.items() if row["dropped_by"] == "not_embedded"} == narrow - twins
+    assert once == decided(tmp_path / "now", twins | narrow)
+
+
 @pytest.mark.parametrize("of", ["pool", "survivors"])
 @pytest.mark.parametrize("share", [{"fraction": 0.3}, {"count": 37}, {"fraction": 1}, {"count": 10_000}])
 @pytest.mark.parametrize("parts", [1, 2, 7])
