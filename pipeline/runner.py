@@ -57,14 +57,20 @@ class _Actor:
     def __init__(self, plan: Pass, alone: bool, stop: StopFlag) -> None:
         usual = gc.get_threshold()
         start_lean()
-        self._worker = plan.make()
+        self._refused: InputError | None = None
+        try:
+            self._worker = plan.make()
+        except InputError as error:
+            self._refused = error  # `ready` tells it: Ray would only say that the actor died
         gc.freeze()  # what was imported stays; no collection has to look at it again
         gc.set_threshold(*usual)
         self._alone = alone
         self._stop = stop
 
     def ready(self) -> None:
-        """Answers once the worker is built."""
+        """Answers once the worker is built. Raises InputError where what it was told cannot be used."""
+        if self._refused is not None:
+            raise self._refused
 
     def run(self, unit: Unit) -> Result:
         if self._stop.is_set():

@@ -58,8 +58,8 @@ def read(paths: Sequence[Path], place: str) -> Checkpoint:
                 "the state dict alone, or as .safetensors"
             ) from None
         except Exception as error:  # noqa: BLE001 - zipfile, safetensors and torch each raise their own on broken bytes
-            first = str(error).strip().splitlines()[:1] or [type(error).__name__]
-            raise InputError(f"{place}: weights {path} cannot be read: {first[0][:200]}") from None
+            first = (str(error).strip().splitlines() or [""])[0][:200]
+            raise InputError(f"{place}: weights {path} cannot be read: {type(error).__name__}: {first}") from None
         state.update(_state_dict(found, path, place))
     return Checkpoint(state, quick_gelu)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import ray
 
+from pipeline.errors import InputError
 from pipeline.runner import Pass, Result, Unit, run_units
 from pipeline.stop import StopFlag
 from schemas.recipe import Recipe
@@ -56,6 +57,15 @@ def test_a_raised_stop_flag_lets_no_further_unit_begin(tmp_path: Path) -> None:
     stop.raise_flag()
     assert not run(tmp_path, ["a", "b"], stop)
     assert not list((tmp_path / "marks").iterdir())
+
+
+def test_what_a_worker_cannot_use_is_told_as_bad_input_and_not_as_a_death(tmp_path: Path) -> None:
+    def refuse() -> MarkingWorker:
+        raise InputError("encoder b32: weights b32.pt lack visual.proj")
+
+    lanes = [[{"unit": "a", "generation": 0, "rows": 1}], [{"unit": "b", "generation": 0, "rows": 1}]]
+    with pytest.raises(InputError, match="^encoder b32: weights b32.pt lack visual.proj"):
+        run_units(RECIPE, Pass("download", refuse), lanes, StopFlag(str(tmp_path), "r"), lambda result: None)
 
 
 def test_actors_that_there_is_no_room_for_are_not_waited_for(tmp_path: Path) -> None:
