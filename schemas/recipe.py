@@ -9,7 +9,7 @@ import difflib
 import hashlib
 import json
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -353,18 +353,35 @@ def _one_line(error: ValidationError) -> str:
         near = difflib.get_close_matches(path[-1], keys, n=1, cutoff=0.5)
         known = ", ".join(sorted(keys))
         return f"{name} is unknown; " + (f"did you mean {near[0]}?" if near else f"known here: {known}")
+    if first["type"] == "missing":
+        return f"{name} is missing: {_described(path)}"
     said = first["msg"].removeprefix("Value error, ")
     return f"{name} is {first['input']!r}: {said[:1].lower()}{said[1:]}"
 
 
 def _keys_at(path: list[str]) -> list[str]:
+    model = _model_at(path)
+    return list(model.model_fields) if model else []
+
+
+def _described(path: list[str]) -> str:
+    """What a field is, as its section says."""
+    model = _model_at(path[:-1])
+    return str(model.model_fields[path[-1]].description) if model else ""
+
+
+def _model_at(path: list[str]) -> type[BaseModel] | None:
+    """The section at a path, which may go through lists (a number is an item's place) and sections left out."""
     model: type[BaseModel] = Recipe
     for part in path:
+        if part.isdecimal():
+            continue
         inner = model.model_fields[part].annotation if part in model.model_fields else None
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
-            return []
-        model = inner
-    return list(model.model_fields)
+        sections = [one for one in (inner, *get_args(inner)) if isinstance(one, type) and issubclass(one, BaseModel)]
+        if not sections:
+            return None
+        model = sections[0]
+    return model
 
 
 def shaping(section: BaseModel) -> dict[str, Any]:

@@ -23,6 +23,16 @@ from schemas.recipe import Recipe, RecipeError, fingerprint, parse_recipe
             "recipe r.yaml: download.image_size is 'big': input should be a valid int",
         ),
         ({"download": {"image_size": 0}}, "download.image_size is 0: input should be greater than or equal to 1"),
+        (
+            {"embed": {"encoders": [{"name": "a", "weights": "w", "dtpye": "bf16"}]}},
+            "recipe r.yaml: embed.encoders.0.dtpye is unknown; did you mean dtype?",
+        ),
+        ({"embed": {"encoders": [{"name": "a"}]}}, "recipe r.yaml: embed.encoders.0.weights is missing: file"),
+        ({"select": {"top": {"colum": "x"}}}, "recipe r.yaml: select.top.column is missing: column ranked, descending"),
+        (
+            {"select": {"top": {"column": "x", "count": 1, "off": "pool"}}},
+            "recipe r.yaml: select.top.off is unknown; did you mean of?",
+        ),
         ([1, 2], "recipe r.yaml: expected sections such as download:, got list"),
     ],
 )
@@ -95,6 +105,8 @@ def test_setting_one_key_of_a_default_leaves_the_others() -> None:
         ("select.rules.r=widht > 3", "widht"),
         ("gates.g=SELECT nothing FROM nowhere", "gate"),
         ("dedupe.against={imagenet: /nowhere}", "/nowhere"),
+        ("embed.num_gpus=1.5", "num_gpus is 1.5"),
+        ("semantic.overlap_eps=0.1", "semantic.encoder"),
     ],
 )
 def test_a_recipe_that_cannot_be_run_is_not_printed(
