@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 DONE, FAILED, BAD_INPUT, GATE_FAILED, HELD = 0, 1, 2, 3, 4
 
 
-SQL_KEYS = ("gates", "ingest.prefilter", "dedupe.eligible", "select.rules")
+SQL_KEYS = ("gates", "ingest.prefilter", "dedupe.eligible", "embed.eligible", "select.rules")
 
 
 class Parser(argparse.ArgumentParser):
@@ -106,6 +106,7 @@ def run_main(prog: str, main: Callable[[], int]) -> int:
     level = logging.DEBUG if os.environ.get("PAIRMILL_DEBUG") else logging.INFO
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     log.setLevel(level)
+    logging.getLogger("faiss.loader").setLevel(logging.WARNING)  # seven lines of which build it takes
     try:
         return main()
     except HeldError as error:

@@ -86,7 +86,7 @@ class ClusterFilter:
         there, vectors, _ = self._vectors.of(str(unit["reads"]), uids)
         passes = np.zeros(len(uids), np.bool_)
         if there.any():
-            self._check(vectors, "the pool's vectors")
+            self._check(vectors, "the pool's vectors", self._centroids.shape[1])
             passes[there] = self._referred[nearest(vectors, self._centroids)]
         return passes
 
@@ -101,19 +101,19 @@ class ClusterFilter:
                 "image_based: %d vectors for %d clusters; below %d a cluster what is nearest is chance",
                 len(learned), k, FEW,
             )  # fmt: skip
+        reference = self._reference(recipe)  # before hours of k-means: it may be refused
+        self._check(reference, self._settings.reference, learned.shape[1])
         self._centroids = kmeans(learned, k, SEED)
         del learned
-        reference = self._reference(recipe)
-        self._check(reference, self._settings.reference)
         data = io.BytesIO()
         np.savez(data, centroids=self._centroids, referred=referred(reference, self._centroids))
         return data.getvalue()
 
-    def _check(self, vectors: Floats, place: str) -> None:
-        if vectors.shape[1] != self._centroids.shape[1]:
+    def _check(self, vectors: Floats, place: str, dim: int) -> None:
+        if vectors.shape[1] != dim:
             raise InputError(
                 f"select.image_based: {place} have {vectors.shape[1]} dimensions, but"
-                f" {self._settings.encoder} has {self._centroids.shape[1]}; give vectors made by that encoder"
+                f" {self._settings.encoder} has {dim}; give vectors made by that encoder"
             )
 
     def _sample(self, units: list[str]) -> Floats:
