@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.evaluate.intervals import clopper_pearson
+from pipeline.evaluate.intervals import bootstrap, clopper_pearson
 from pipeline.evaluate.results import Row
 from pipeline.evaluate.scoring import LEVEL
 
@@ -28,7 +28,11 @@ def first_hits(
 
 
 def retrieval(
-    task: str, images: NDArray[np.float32], texts: NDArray[np.float32], image_of: NDArray[np.int64]
+    task: str,
+    images: NDArray[np.float32],
+    texts: NDArray[np.float32],
+    image_of: NDArray[np.int64],
+    seed: int = 0,
 ) -> list[Row]:
     """`images` [n, dim], `texts` [m, dim], `image_of` [m]: the image each text is of. Rows both ways and their mean."""
     numbers = np.arange(len(images))
@@ -40,6 +44,12 @@ def retrieval(
             hit = int((found < k).sum())
             low, high = clopper_pearson(hit, len(found), LEVEL)
             rows.append(Row(task, "retrieval", f"{name}_recall@{k}", hit / len(found), len(found), low, high, LEVEL))
-    mean = float(((there < 1).mean() + (back < 1).mean()) / 2)
-    rows.append(Row(task, "retrieval", "mean_recall@1", mean, len(images), main=True))
+    texts_of = np.bincount(image_of, minlength=len(images))
+    found_of = np.bincount(image_of, weights=back < 1, minlength=len(images))
+
+    def mean(drawn: NDArray[np.int64]) -> float:  # an image is drawn with its texts
+        return float(((there[drawn] < 1).mean() + found_of[drawn].sum() / texts_of[drawn].sum()) / 2)
+
+    low, high = bootstrap(mean, len(images), seed)
+    rows.append(Row(task, "retrieval", "mean_recall@1", mean(numbers), len(images), low, high, LEVEL, main=True))
     return rows

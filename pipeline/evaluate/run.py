@@ -1,21 +1,21 @@
 """A suite, measured: results.parquet, results.csv, report.html in a folder; features are kept beside them."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from pipeline.clip import Clip, load
 from pipeline.errors import InputError
 from pipeline.evaluate import results
 from pipeline.evaluate.datasets import Dataset, find, open_dataset, tars
 from pipeline.evaluate.overlap import overlap, read_overlaps
-from pipeline.evaluate.panel import Shown, panel
 from pipeline.evaluate.report import page
 from pipeline.evaluate.results import Row, Run
 from pipeline.evaluate.shifts import effective_robustness, read_references
 from pipeline.evaluate.suite import Suite, load_suite
-from pipeline.evaluate.tasks import Outcome, measure
+from pipeline.evaluate.workers import Measured, Work, measured, measured_on_ray, on_ray
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,13 @@ class Request:
 
 
 def run(request: Request, report: Callable[[str], None] = lambda line: print(line, file=sys.stderr)) -> Run:
-    """Everything is looked at before the first image is read. Raises InputError."""
+    """Everything is looked at before the first image is read; on a Ray cluster where RAY_ADDRESS names one.
+
+    Raises InputError.
+    """
     suite, datasets, base = _planned(request)
     others = [results.read(place) for place in request.compare]
     references = read_references(base / suite.references) if suite.references else {}
-    from pipeline.clip import load
-
     clip = load(request.model, request.arch)
     overlapping = read_overlaps(request.overlaps, Path(request.model)) if request.overlaps else {}
     try:
@@ -45,25 +46,28 @@ def run(request: Request, report: Callable[[str], None] = lambda line: print(lin
         raise InputError(f"--out {request.out}: cannot be made: {error.strerror}") from None
     sha256 = clip.encoder.weights_sha256
     made = Run(f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{sha256[:8]}", request.model, sha256, suite.name)
-    outcomes: dict[str, Outcome] = {}
-    shown: list[Shown] = []
-    for number, (name, dataset) in enumerate(datasets.items(), 1):
-        task = suite.tasks[name]
-        outcome = measure(
-            clip, dataset, task, suite, request.out / "features", outcomes.get(task.shift_of) if task.shift_of else None
-        )
-        outcomes[name] = outcome
-        made.rows.extend(outcome.rows)
-        shown += panel(outcome, task.split, suite.seed)
-        outcome.data = None if outcome.right() is None else outcome.data
-        report(f"{number}/{len(datasets)} {name}: {_told(outcome.rows)}")
+    model = str(Path(request.model).absolute()) if Path(request.model).exists() else request.model
+    work = Work(model, request.arch, suite, datasets, request.out.absolute() / "features")
+    found: dict[str, Measured] = {}
+    for one in measured_on_ray(work) if on_ray() else _here(work, clip):
+        found[one.name] = one
+        made.rows.extend(one.rows)
+        report(f"{len(found)}/{len(datasets)} {one.name}: {_told(one.rows)}")
         results.write(made.table(), request.out)
+    found = {name: found[name] for name in datasets}
+    made.rows[:] = [row for one in found.values() for row in one.rows]  # in the suite's order, whoever was first
     made.rows.extend(_robustness(references, suite, made.rows))
-    made.rows.extend(_overlaps(overlapping, outcomes))
+    made.rows.extend(_overlaps(overlapping, found))
     table = made.table()
     results.write(table, request.out)
+    shown = [one for measured_one in found.values() for one in measured_one.shown]
     results.replace(request.out / "report.html", page(table, others, shown).encode())
     return made
+
+
+def _here(work: Work, clip: Clip) -> Iterator[Measured]:
+    for names in work.chains():
+        yield from measured(work, clip, names)
 
 
 def _planned(request: Request) -> tuple[Suite, dict[str, Dataset], Path]:
@@ -75,7 +79,7 @@ def _planned(request: Request) -> tuple[Suite, dict[str, Dataset], Path]:
     root = request.data or suite.data
     if root is None:
         raise InputError(f"suite {suite.name} does not say where its datasets lie; give --data DIR")
-    root_path = Path(root) if request.data else base / root
+    root_path = (Path(root) if request.data else base / root).absolute()
     if not root_path.is_dir():
         raise InputError(f"--data {root_path}: there is no such folder")
     wanted = [name for name in suite.tasks if name in request.only or not request.only]
@@ -110,13 +114,12 @@ def _robustness(references: dict[str, dict[str, float]], suite: Suite, rows: Seq
     return made
 
 
-def _overlaps(overlapping: dict[str, set[str]], outcomes: dict[str, Outcome]) -> list[Row]:
+def _overlaps(overlapping: dict[str, set[str]], found: dict[str, Measured]) -> list[Row]:
     asked = []
-    for name, outcome in outcomes.items():
+    for name, one in found.items():
         keys = overlapping.get(name, overlapping.get(name.replace("/", "-")))
-        right = outcome.right()
-        if keys is not None and right is not None and outcome.data is not None:
-            asked.append((name, outcome.data.keys, right, keys))
+        if keys is not None and one.right is not None:
+            asked.append((name, one.keys, one.right, keys))
     if overlapping and not asked:
         raise InputError(f"--overlaps: its evaluation sets are {', '.join(overlapping)}; none is a task of the suite")
     return [row for name, keys, right, mine in asked for row in overlap(name, keys, right, mine, len(asked))]

@@ -51,7 +51,7 @@ def measure(clip: Clip, dataset: Dataset, task: Task, suite: Suite, cache: Path,
     if dataset.kind == "retrieval":
         texts = [caption for captions in data.captions for caption in captions]
         image_of = np.repeat(np.arange(len(data)), [len(captions) for captions in data.captions])
-        made.rows = retrieval(dataset.name, data.projected, encode_texts(clip.encoder, texts), image_of)
+        made.rows = retrieval(dataset.name, data.projected, encode_texts(clip.encoder, texts), image_of, suite.seed)
         return made
     made.classes = classes_of(dataset, task)
     truth = made.truth = _truth(dataset, data, task, suite, made.classes)

@@ -208,3 +208,23 @@ def test_classify_prints_five_labels_of_each_image(
     chances = [float(line.split("%")[0]) for line in lines[1:]]
     assert len(chances) == 5
     assert chances == sorted(chances, reverse=True)
+
+
+def test_a_clusters_workers_measure_what_one_process_does(
+    tmp_path: Path, evaluate: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    from pipeline.cluster import shutdown
+
+    colours_set(tmp_path / "colours", NAMES, test=4, train=0)
+    colours_set(tmp_path / "dark", NAMES, test=4, train=0, background=20)
+    captions_set(tmp_path / "captions", 6)
+    suite = "measures: [zero_shot]\ntasks: {dark: {shift_of: colours}, captions: {}, colours: {}}"
+    here = evaluate(suite)
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    there = evaluate(suite, out="there")
+    shutdown()
+
+    assert not ray.is_initialized()
+    assert [row | {"run": None} for row in there] == [row | {"run": None} for row in here]
