@@ -150,12 +150,18 @@ def load_state(path: Path) -> dict[str, Any]:
     return found
 
 
-def copied(value: Any) -> Any:
-    """State with its tensors copied to memory of their own on the CPU."""
+def copied(value: Any, into: Any = None) -> Any:
+    """State with its tensors copied to memory of their own on the CPU: that of `into`, an earlier copy, where it fits.
+
+    New memory has to be cleared before it can be written to; that of an earlier copy has not.
+    """
     if isinstance(value, torch.Tensor):
+        if isinstance(into, torch.Tensor) and (into.shape, into.dtype) == (value.shape, value.dtype):
+            return into.copy_(value.detach())
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):
-        return {key: copied(inner) for key, inner in value.items()}
+        held = into if isinstance(into, dict) else {}
+        return {key: copied(inner, held.get(key)) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return type(value)(copied(inner) for inner in value)
     return value

@@ -95,6 +95,7 @@ class _Worker:
             self._recall = Recall(SampleIndex(Path(job.val_index)), self._towers, settings)
         self._saved_at = time.monotonic()
         self._last: dict[str, float] = {}
+        self._copy: dict[str, Any] = {}
 
     def close(self) -> None:
         self._loader.close()
@@ -213,8 +214,10 @@ class _Worker:
     def _save(self) -> None:
         assert self._record is not None
         job, settings, step = self._job, self._settings, self._step
-        weights = copied(self._towers.model.state_dict())
-        optimiser = copied(self._optimiser.state_dict())
+        self._checkpoints.wait()  # it writes from the copy that is overwritten here
+        state = {"weights": self._towers.model.state_dict(), "optimiser": self._optimiser.state_dict()}
+        self._copy = copied(state, self._copy)
+        weights, optimiser = self._copy["weights"], self._copy["optimiser"]
         failed_bytes, failed, metrics = self._record.failed_bytes(), self._seen_failed, dict(self._last)
         self._saved_at = time.monotonic()
 

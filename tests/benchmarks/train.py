@@ -168,22 +168,24 @@ def checkpoint(out: Path) -> None:
         moments = {name: (value.clone(), value.clone()) for name, value in state.items()}
         kept = Checkpoints(out / arch, 2)
         kept.begin()
-        start = time.perf_counter()
-        weights, optimiser = copied(state), copied(moments)
+        held: dict = {}
+        for number, name in ((1, "first"), (2, "next")):
+            start, began = time.perf_counter(), time.thread_time()
+            held = copied({"weights": state, "optimiser": moments}, held)
 
-        def write(folder: Path, weights=weights, optimiser=optimiser, towers=towers) -> dict:
-            write_model(folder, weights, towers.config, towers.preprocess, [])
-            save_state(folder / "state.pt", {"optimiser": optimiser})
-            return {}
+            def write(folder: Path, held=held, towers=towers) -> dict:
+                write_model(folder, held["weights"], towers.config, towers.preprocess, [])
+                save_state(folder / "state.pt", {"optimiser": held["optimiser"]})
+                return {}
 
-        kept.save(1, write)
-        stood = time.perf_counter() - start
-        kept.wait()
-        whole = time.perf_counter() - start
+            kept.save(number, write)
+            stood, spent = time.perf_counter() - start, time.thread_time() - began
+            kept.wait()
+            whole = time.perf_counter() - start
+            size = sum(path.stat().st_size for path in (out / arch / "latest").iterdir())
+            stands = f"training stands {stood:.2f} s ({stood / 60:.2%} of a minute; {spent:.2f} s CPU)"
+            print(f"checkpoint: {arch}, {size / 1e6:,.0f} MB, {name}: {stands}, written after {whole:.1f} s")
         kept.close()
-        size = sum(path.stat().st_size for path in (out / arch).rglob("*") if path.is_file())
-        stands = f"training stands {stood:.2f} s ({stood / 60:.2%} of a minute)"
-        print(f"checkpoint: {arch}, {size / 1e6:,.0f} MB: {stands}, written after {whole:.1f} s")
 
 
 def open_clip_epoch(data: Path, images: int, ours: tuple[float, float]) -> None:
