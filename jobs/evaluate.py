@@ -41,7 +41,8 @@ def _evaluate(flags: argparse.Namespace) -> int:
         row = line["run 0"]
         assert isinstance(row, dict)
         interval = "" if row["ci_low"] is None else f"  {row['ci_low']:.4f} to {row['ci_high']:.4f}"
-        print(f"{row['task']:32} {row['setting']:18} {row['metric']:16} {row['value']:.4f}{interval}  n={row['n']}")
+        value = f"     –  {row['note']}" if row["value"] is None else f"{row['value']:.4f}{interval}  n={row['n']}"
+        print(f"{row['task']:32} {row['setting']:20} {row['metric']:16} {value}")
     print(f"{request.out / 'report.html'}: {len(made.rows)} numbers, in results.parquet and results.csv beside it")
     return DONE
 

@@ -12,7 +12,8 @@ from pipeline.evaluate.results import summary
 WIDTH, LINE, LABEL = 420, 18, 150
 COLOURS = {
     "zero_shot": "#3b6fb6", "probe": "#2f9e6e", "reference_probe": "#2f9e6e", "retrieval": "#3b6fb6",
-    "raw_pixels": "#b0803a", "chance": "#999999",
+    "raw_pixels": "#b0803a",
+    "reference_raw_pixels": "#b0803a", "chance": "#999999",
 }  # fmt: skip
 STYLE = """body{font:14px system-ui,sans-serif;margin:2em;max-width:1000px}h2{margin:1.5em 0 .3em;font-size:16px}
 table{border-collapse:collapse}td,th{padding:2px 10px;text-align:right}td:first-child,th:first-child{text-align:left}
@@ -74,16 +75,23 @@ def _bar(y: int, label: str, row: dict[str, Any], colour: str) -> str:
 
 
 def _comparison(lines: list[dict[str, Any]], names: list[str]) -> str:
-    """A row a number; differences are from the last run named, whose interval says how sure they are."""
-    listed = "".join(f"<li value={number}>{escape(name)}</li>" for number, name in enumerate(names))
+    """A row a number; in brackets, how much more or less this run has than that one."""
+    listed = "".join(f"<li>{escape(name)}</li>" for name in names)
     head = "".join(f"<th>{number}</th>" for number in range(len(names)))
     rows = []
     for line in lines:
-        cells = [line.get(f"run {number}") for number in range(len(names))]
-        told = "".join(f"<td>{'' if one is None or one['value'] is None else format(one['value'], '.4f')}</td>"
-                       for one in cells)  # fmt: skip
-        rows.append(f"<tr><td>{escape(str(line['task']))}</td><td>{line['setting']} {line['metric']}</td>{told}</tr>")
+        values = [(line.get(f"run {number}") or {}).get("value") for number in range(len(names))]
+        told = "".join(f"<td>{_beside(values[0], value)}</td>" for value in values[1:])
+        first = "" if values[0] is None else f"{values[0]:.4f}"
+        named = f"<td>{escape(str(line['task']))}</td><td>{line['setting']} {line['metric']}</td>"
+        rows.append(f"<tr>{named}<td>{first}</td>{told}</tr>")
     return f"<ol start=0>{listed}</ol><table><tr><th>task</th><th>number</th>{head}</tr>{''.join(rows)}</table>"
+
+
+def _beside(mine: float | None, value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4f}" if mine is None else f"{value:.4f} ({mine - value:+.4f})"
 
 
 def _curves(table: pa.Table) -> str:

@@ -35,6 +35,7 @@ class Outcome:
     scores: NDArray[np.float32] | None = None
     truth: Truth | None = None
     probe: Probe | None = None
+    raw_probe: Probe | None = None
 
     def right(self) -> NDArray[np.bool_] | None:
         """Whether zero-shot is right [n]; None where a sample has no one label."""
@@ -61,16 +62,31 @@ def measure(clip: Clip, dataset: Dataset, task: Task, suite: Suite, cache: Path,
         rows, made.scores = zero_shot(clip, data.projected, made.classes, templates, task, truth)
         made.rows += rows
     made.rows += chance_of(truth, len(made.classes))
-    if reference is not None and reference.probe is not None and "probe" in measures:
-        scores = onto(
-            reference.probe.scores(data.pooled), reference.classes, made.classes, task.shift_classes, dataset.name
-        )
-        made.rows += rows_of("reference_probe", scores, truth)
-    elif dataset.has("train") and task.shift_of is None:
+    if task.shift_of is not None:
+        _shifted(made, reference, task, {"probe", "raw_pixels"} & set(measures))
+    else:
         _trained(clip, made, task, suite, cache)
     if task.audit is not None:
         made.rows += audit(clip, data, task.audit, dataset.name, suite.seed)
     return made
+
+
+def _shifted(made: Outcome, reference: Outcome | None, task: Task, wanted: set[str]) -> None:
+    """Rows of what was fitted on the reference dataset."""
+    assert made.data is not None
+    assert made.truth is not None
+    for setting, name, fitted, seen in (
+        ("reference_probe", "probe", reference.probe if reference else None, made.data.pooled),
+        ("reference_raw_pixels", "raw_pixels", reference.raw_probe if reference else None, _raw(made.data)),
+    ):
+        if name not in wanted:
+            continue
+        if reference is None or fitted is None:
+            why = f"nothing was fitted on {task.shift_of}"
+            made.rows.append(Row(made.truth.task, setting, made.truth.main, None, len(made.data), main=True, note=why))
+            continue
+        scores = onto(fitted.scores(seen), reference.classes, made.classes, task.shift_classes, made.truth.task)
+        made.rows += rows_of(setting, scores, made.truth)
 
 
 def _truth(dataset: Dataset, data: Features, task: Task, suite: Suite, classes: list[str]) -> Truth:
@@ -99,12 +115,16 @@ def _truth(dataset: Dataset, data: Features, task: Task, suite: Suite, classes: 
 def _trained(clip: Clip, made: Outcome, task: Task, suite: Suite, cache: Path) -> None:
     """Rows of everything that is fitted on the training split."""
     measures = task.measures or suite.measures
-    wanted = {"probe", "few_shot", "raw_pixels"} & set(measures)
-    if not wanted or task.objective is not None:
-        return
     assert made.data is not None
     assert made.truth is not None
     dataset, truth, classes = made.dataset, made.truth, len(made.classes)
+    wanted = [one for one in ("probe", "few_shot", "raw_pixels") if one in measures]
+    if wanted and (task.objective is not None or not dataset.has("train")):
+        why = "no train split" if task.objective is None else "its label is metadata"
+        made.rows += [Row(dataset.name, one, truth.main, None, len(made.data), main=True, note=why) for one in wanted]
+        return
+    if not wanted:
+        return
     train = features(clip, dataset, "train", tuple(task.fields), cache)
     split = next((name for name in VALIDATION if dataset.has(name)), None)
     given = features(clip, dataset, split, tuple(task.fields), cache) if split else None
@@ -128,7 +148,8 @@ def _trained(clip: Clip, made: Outcome, task: Task, suite: Suite, cache: Path) -
             curve.append((len(train) / classes, whole))
     if "raw_pixels" in measures:
         data = _training(train, given, "raw", suite.seed)
-        made.rows += rows_of("raw_pixels", probe(data, classes, truth.main).scores(_raw(made.data)), truth)
+        made.raw_probe = probe(data, classes, truth.main)
+        made.rows += rows_of("raw_pixels", made.raw_probe.scores(_raw(made.data)), truth)
     if "few_shot" in measures and made.scores is not None and curve:
         wanted_value = value_of(truth.main, made.scores, truth)
         curve.sort()

@@ -107,6 +107,42 @@ def test_a_shift_has_zero_shot_and_the_references_probe(tmp_path: Path, evaluate
     assert _value(rows, "again", "reference_probe", "top1") > 1 / 3
 
 
+def test_effective_robustness_is_told_of_zero_shot_and_the_probe(tmp_path: Path, evaluate: Any) -> None:
+    colours_set(tmp_path / "colours", NAMES, test=4, train=4)
+    colours_set(tmp_path / "dark", NAMES, test=4, train=0, background=20)
+    models = [("a", 0.5, 0.3), ("b", 0.7, 0.5), ("c", 0.9, 0.8)]
+    lines = [f"{name},colours,{there}\n{name},dark,{here}\n" for name, there, here in models]
+    (tmp_path / "models.csv").write_text("model,task,value\n" + "".join(lines))
+    rows = evaluate(
+        "measures: [zero_shot, probe]\nreferences: models.csv\ntasks: {colours: {}, dark: {shift_of: colours}}"
+    )
+
+    for setting in ("zero_shot", "reference_probe"):
+        assert -1 <= _value(rows, "dark", setting, "effective_robustness") <= 1
+
+
+def test_images_that_were_trained_on_are_measured_apart(tmp_path: Path, evaluate: Any) -> None:
+    colours_set(tmp_path / "colours", NAMES, train=0)
+    items = [f"colours,test/0.tar/s{row:07d}.png,u{row}\n" for row in range(6)]
+    (tmp_path / "overlaps.csv").write_text("eval_set,eval_item,uid\n" + "".join(items))
+    flags = "--overlaps", str(tmp_path / "overlaps.csv")
+    rows = evaluate("measures: [zero_shot]\ntasks: {colours: {}}", *flags)
+
+    seen, clean, everything = (
+        next(row for row in rows if row["setting"] == f"overlap_{name}") for name in ("only", "clean", "all")
+    )
+    assert (seen["n"], clean["n"], everything["n"]) == (6, 18, 24)
+    assert everything["value"] == pytest.approx((6 * seen["value"] + 18 * clean["value"]) / 24)
+    assert seen["ci_level"] == 0.995
+
+
+def test_what_nothing_can_be_fitted_on_is_said(tmp_path: Path, evaluate: Any) -> None:
+    colours_set(tmp_path / "colours", NAMES, train=0)
+    rows = evaluate("measures: [zero_shot, raw_pixels]\ntasks: {colours: {}}")
+
+    assert [row["note"] for row in rows if row["setting"] == "raw_pixels"] == ["no train split"]
+
+
 def test_retrieval_counts_every_caption(tmp_path: Path, evaluate: Any) -> None:
     captions_set(tmp_path / "captions")
     rows = evaluate("tasks: {captions: {}}")
