@@ -146,7 +146,8 @@ def test_the_cluster_asks_for_a_token_and_no_manifest_has_a_secret() -> None:
     assert cluster()["spec"]["authOptions"] == {"mode": "token"}
     for _, group in groups():
         assert container(group)["envFrom"] == [{"secretRef": {"name": "pairmill-store", "optional": True}}]
-        assert {one["name"] for one in container(group)["env"]} == {"TMPDIR", "RAY_USAGE_STATS_ENABLED"}
+        plain = {one["name"]: one["value"] for one in container(group)["env"]}
+        assert plain == {"TMPDIR": "/scratch", "RAY_TMPDIR": "/tmp", "RAY_USAGE_STATS_ENABLED": "0"}
     written = "".join(path.read_text() for path in FOLDER.glob("*.yaml"))
     assert not re.search(r"AWS_\w+ *[:=] *\S|RAY_AUTH_TOKEN|://[^/ ]*@", written)
 
