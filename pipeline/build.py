@@ -155,9 +155,10 @@ class _Run:
                 f" run jobs.{upstream.stage} or jobs.build with them first"
             )
         if stage in ("semantic", "select"):
-            for key in self._encoder_keys("scores"):
+            for key in [*self._encoder_keys("embed"), *self._encoder_keys("scores")]:
                 if rows := self._rows_ahead(key, []):
-                    told = f"{rows:,} rows have no scores of {encoder_of(self._recipe, key).name} yet"
+                    made = "vectors" if key.startswith("embed/") else "scores"
+                    told = f"{rows:,} rows have no {made} of {encoder_of(self._recipe, key).name} yet"
                     raise InputError(f"output {self._store.uri}: {told}; run jobs.embed or jobs.build first")
 
     def _connect_ahead(self, batches: Sequence[Batch]) -> None:

@@ -64,7 +64,7 @@ def test_what_a_worker_cannot_use_is_told_as_bad_input_and_not_as_a_death(tmp_pa
         raise InputError("encoder b32: weights b32.pt lack visual.proj")
 
     lanes = [[{"unit": "a", "generation": 0, "rows": 1}], [{"unit": "b", "generation": 0, "rows": 1}]]
-    with pytest.raises(InputError, match="^encoder b32: weights b32.pt lack visual.proj"):
+    with pytest.raises(InputError, match=r"^encoder b32: weights b32\.pt lack visual\.proj"):
         run_units(RECIPE, Pass("download", refuse), lanes, StopFlag(str(tmp_path), "r"), lambda result: None)
 
 

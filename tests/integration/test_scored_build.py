@@ -120,7 +120,7 @@ def test_a_withdrawn_row_leaves_vectors_scores_and_decisions_and_stays_away(
     assert not [path for path in root.rglob("*") if path.is_file() and kept.encode() in path.read_bytes()]
 
 
-def test_semantic_before_embed_says_what_to_run_first(
+def test_semantic_and_select_before_embed_say_what_to_run_first(
     web: Web, built: tuple[Path, Path, list[Path]], tmp_path: Path
 ) -> None:
     _, recipe, inputs = built
@@ -133,6 +133,10 @@ def test_semantic_before_embed_says_what_to_run_first(
     assert early.returncode == 2
     assert "run jobs.embed" in early.stderr
     assert len(early.stderr.strip().splitlines()) == 1
+    early = job("select", "--recipe", recipe, "--output", root, "--limit", "40", "--set", "semantic.encoder=null")
+    assert early.returncode == 2, "it would drop every row as not embedded"
+    assert "rows have no vectors of one yet; run jobs.embed" in early.stderr
+    assert not (root / "select").exists()
 
 
 def test_an_encoder_that_cannot_be_is_refused_before_anything_is_made(web: Web, tmp_path: Path) -> None:

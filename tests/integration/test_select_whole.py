@@ -86,7 +86,8 @@ def test_vectors_of_rows_that_embed_would_not_make_now_count_as_if_they_were_not
     once = decided(tmp_path / "once", set())
     twins = {number for number, row in once.items() if row["dropped_by"] == "duplicate"}
     narrow = {number for number in range(60) if width(number) < 200}
-    assert len(twins) == 3 and narrow - twins
+    assert len(twins) == 3
+    assert narrow - twins
     assert {number for number, row in once.items() if row["dropped_by"] == "not_embedded"} == narrow - twins
     assert once == decided(tmp_path / "now", twins | narrow)
 
