@@ -264,3 +264,29 @@ def test_a_clusters_workers_measure_what_one_process_does(
 
     assert not ray.is_initialized()
     assert [row | {"run": None} for row in there] == [row | {"run": None} for row in here]
+
+
+def test_what_jobs_train_wrote_is_measured_and_its_ledger_says_which_overlaps_count(tmp_path: Path) -> None:
+    """Of 20 samples, one batch of 16 is seen; overlaps with what it did not see are no overlaps."""
+    from pipeline.evaluate.overlap import read_overlaps
+    from pipeline.train.ledger import seen
+    from pipeline.train.loop import train
+    from tests.pool_fixture import uid_of
+    from tests.train_fixture import job_of
+
+    train(job_of(tmp_path, rows=20, samples=16, warmup=0, checkpoint_steps=1))
+    checkpoint = tmp_path / "out" / "latest"
+    trained = set(seen(checkpoint, map(uid_of, range(20))))
+    lines = [f"colours,test/0.tar/s{row:07d}.png,{uid_of(row)}\n" for row in range(20)]
+    (tmp_path / "overlaps.csv").write_text("eval_set,eval_item,uid\n" + "".join(lines))
+    colours_set(tmp_path / "colours", NAMES, train=0)
+    (tmp_path / "suite.yaml").write_text("data: .\nmeasures: [zero_shot]\ntasks: {colours: {}}")
+    argv = ["--model", str(checkpoint), "--suite", str(tmp_path / "suite.yaml"), "--out", str(tmp_path / "results"),
+            "--overlaps", str(tmp_path / "overlaps.csv")]  # fmt: skip
+
+    assert len(trained) == 16
+    found = read_overlaps(str(tmp_path / "overlaps.csv"), checkpoint)["colours"]
+    assert found == {f"s{row:07d}" for row in range(20) if uid_of(row) in trained}
+    assert evaluate_job.main(argv) == 0
+    rows = pq.read_table(tmp_path / "results" / "results.parquet").to_pylist()
+    assert next(row["n"] for row in rows if row["setting"] == "overlap_only") == 16
