@@ -15,7 +15,7 @@ import pytest
 from pipeline.check import named_contents
 from pipeline.dedupe.sets import load_sets
 from pipeline.errors import InputError
-from pipeline.storage import content_tag, open_store
+from pipeline.storage import open_store
 from schemas.recipe import Recipe
 from tests.benchmarks.recall import picture
 from tests.fault_proxy import FaultProxy, Rule
