@@ -134,26 +134,6 @@ def test_rows_in_parts_give_what_the_whole_gives(folder: Path, pool: pa.Table) -
     assert find_overlaps(pool.slice(0, 0), sets).num_rows == 0
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "says"),
-    [
-        ("missing", None, "is no folder, tar, .parquet or .csv file"),
-        ("labels.txt", b"cat", "is no folder, tar, .parquet or .csv file"),
-        ("t.csv", b"url\nhttp://a\n", "needs a column sha256 or pdq"),
-        ("t.csv", b"pdq\nabc\n", "row 0: pdq 'abc' is not 64 hex digits"),
-        ("t.parquet", b"no parquet", "cannot be read"),
-        ("t.csv", b"pdq\n", "holds no image and no hash"),
-    ],
-)
-def test_what_is_no_set_is_refused_in_one_line(name: str, content: bytes | None, says: str, tmp_path: Path) -> None:
-    if content is not None:
-        (tmp_path / name).write_bytes(content)
-    with pytest.raises(InputError, match=r"dedupe\.against\.coco: ") as caught:
-        load_sets({"coco": str(tmp_path / name)})
-    assert says in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no image"):
         load_sets({"coco": str(tmp_path)})
