@@ -9,7 +9,7 @@ import pyarrow as pa
 from pipeline.evaluate.panel import Shown
 from pipeline.evaluate.results import summary
 
-WIDTH, LINE, LABEL = 420, 18, 150
+WIDTH, LINE, LABEL = 420, 18, 180
 COLOURS = {
     "zero_shot": "#3b6fb6", "probe": "#2f9e6e", "reference_probe": "#2f9e6e", "retrieval": "#3b6fb6",
     "raw_pixels": "#b0803a",

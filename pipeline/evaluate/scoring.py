@@ -36,21 +36,38 @@ class Truth:
         return self.labels.ndim == 2
 
 
-def value_of(metric: str, scores: Floats, truth: Truth, rows: NDArray[np.int64] | None = None) -> float:
+@dataclass(frozen=True)
+class Scored:
+    """What metrics ask of scores [n, classes]: reduced once, as a bootstrap asks it 200 times."""
+
+    scores: Floats
+    predicted: NDArray[np.int64]
+    right: NDArray[np.bool_]
+    right5: NDArray[np.bool_]
+
+
+def scored(scores: Floats, truth: Truth) -> Scored:
+    predicted = scores.argmax(axis=1)
+    if truth.multilabel:
+        return Scored(scores, predicted, np.zeros(0, bool), np.zeros(0, bool))
+    return Scored(scores, predicted, hits(scores, truth.labels, 1), hits(scores, truth.labels, 5))
+
+
+def value_of(metric: str, given: Scored, truth: Truth, rows: NDArray[np.int64] | None = None) -> float:
     """One metric, of some rows alone where they are given."""
-    labels = truth.labels if rows is None else truth.labels[rows]
-    scores = scores if rows is None else scores[rows]
+    drawn: Any = slice(None) if rows is None else rows
+    labels = truth.labels[drawn]
     if metric in ("map", "map11"):
-        return mean_average_precision(scores, labels, metric == "map11")
+        return mean_average_precision(given.scores[drawn], labels, metric == "map11")
     if metric == "mean_per_class":
-        return mean_per_class(scores.argmax(axis=1), labels)
+        return mean_per_class(given.predicted[drawn], labels)
     if metric == "macro_f1":
-        return macro_f1(scores.argmax(axis=1), labels)
+        return macro_f1(given.predicted[drawn], labels)
     if metric == "roc_auc":
-        return roc_auc(scores, labels)
+        return roc_auc(given.scores[drawn], labels)
     if metric == "top1_top5":
-        return float(hits(scores, labels, 1).mean() + hits(scores, labels, 5).mean()) / 2
-    right = hits(scores, labels, 5 if metric in ("top5", "worst_group_top5") else 1)
+        return float(given.right[drawn].mean() + given.right5[drawn].mean()) / 2
+    right = (given.right5 if metric in ("top5", "worst_group_top5") else given.right)[drawn]
     if metric.startswith("worst_group"):
         groups = truth.groups if rows is None else [truth.groups[row] for row in rows]
         return worst_group(right, list(groups))[1]
@@ -60,17 +77,17 @@ def value_of(metric: str, scores: Floats, truth: Truth, rows: NDArray[np.int64] 
 def rows_of(setting: str, scores: Floats, truth: Truth) -> list[Row]:
     """Every metric that the task allows. Shares of images have exact intervals, the rest bootstrapped ones."""
     made = []
-    n = len(scores)
+    n, given = len(scores), scored(scores, truth)
     for metric in _metrics(truth, scores.shape[1]):
-        value = value_of(metric, scores, truth)
+        value = value_of(metric, given, truth)
         group = None
         if metric in ("top1", "top5"):
             low, high = clopper_pearson(round(value * n), n, LEVEL)
         elif metric.startswith("worst_group"):
-            group, _, among = worst_group(hits(scores, truth.labels, 5 if "5" in metric else 1), list(truth.groups))
+            group, _, among = worst_group(given.right5 if "5" in metric else given.right, list(truth.groups))
             low, high = clopper_pearson(round(value * among), among, LEVEL)
         else:
-            low, high = bootstrap(lambda rows, metric=metric: value_of(metric, scores, truth, rows), n, truth.seed)  # type: ignore[misc]
+            low, high = bootstrap(lambda rows, metric=metric: value_of(metric, given, truth, rows), n, truth.seed)  # type: ignore[misc]
         made.append(Row(truth.task, setting, metric, value, n, low, high, LEVEL, group, metric == truth.main))
     return made
 

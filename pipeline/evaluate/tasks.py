@@ -16,7 +16,7 @@ from pipeline.evaluate.metrics import hits
 from pipeline.evaluate.probe import Probe, Training, held_out, probe
 from pipeline.evaluate.results import Row
 from pipeline.evaluate.retrieval import retrieval
-from pipeline.evaluate.scoring import Truth, chance_of, rows_of, value_of
+from pipeline.evaluate.scoring import Truth, chance_of, rows_of, scored, value_of
 from pipeline.evaluate.shifts import onto
 from pipeline.evaluate.suite import Suite, Task
 from pipeline.evaluate.zero_shot import classes_of, templates_of, zero_shot
@@ -132,9 +132,14 @@ def _trained(clip: Clip, made: Outcome, task: Task, suite: Suite, cache: Path) -
     curve: list[tuple[float, float]] = []
     if "few_shot" in measures and not truth.multilabel:
         data = _training(train, given, "pooled", suite.seed)
+        fewest = int(np.unique(data.labels, return_counts=True)[1].min())
         for k in suite.few_shots:
+            if k > fewest:
+                why = f"a class has only {fewest} samples"
+                made.rows.append(Row(dataset.name, f"few_shot_{k}", truth.main, None, len(made.data), note=why))
+                continue
             probes = few_shot(data, classes, truth.main, k, suite.seed)
-            values = [value_of(truth.main, one.scores(made.data.pooled), truth) for one in probes]
+            values = [value_of(truth.main, scored(one.scores(made.data.pooled), truth), truth) for one in probes]
             curve.append((k, float(np.mean(values))))
             spread = f"mean of {len(values)} draws, {min(values):.4f} to {max(values):.4f}"
             made.rows.append(Row(dataset.name, f"few_shot_{k}", truth.main, curve[-1][1], len(made.data), note=spread))
@@ -151,7 +156,7 @@ def _trained(clip: Clip, made: Outcome, task: Task, suite: Suite, cache: Path) -
         made.raw_probe = probe(data, classes, truth.main)
         made.rows += rows_of("raw_pixels", made.raw_probe.scores(_raw(made.data)), truth)
     if "few_shot" in measures and made.scores is not None and curve:
-        wanted_value = value_of(truth.main, made.scores, truth)
+        wanted_value = value_of(truth.main, scored(made.scores, truth), truth)
         curve.sort()
         found = shots_to_match([k for k, _ in curve], [value for _, value in curve], wanted_value)
         short = None if found is not None else f"not with the {curve[-1][0]:g} that were tried"

@@ -10,7 +10,7 @@ from pipeline.errors import InputError
 from pipeline.evaluate.datasets import Dataset
 from pipeline.evaluate.intervals import bootstrap
 from pipeline.evaluate.results import Row
-from pipeline.evaluate.scoring import LEVEL, Truth, rows_of, value_of
+from pipeline.evaluate.scoring import LEVEL, Truth, rows_of, scored, value_of
 from pipeline.evaluate.suite import Task
 from pipeline.heads.labels import directions
 
@@ -78,15 +78,14 @@ def zero_shot(
         rows.append(_main_row(setting, scores, truth))
     if any(task.aliases.values()):
         rows.append(_main_row("zero_shot_no_aliases", vectors @ classifier(clip, alone, templates).T, truth))
-    low, high = bootstrap(
-        lambda drawn: (
-            value_of(truth.main, ensemble, truth, drawn) - value_of(truth.main, single, truth, drawn)
-        ),
-        len(vectors), truth.seed,
-    )  # fmt: skip
-    gain = value_of(truth.main, ensemble, truth) - value_of(truth.main, single, truth)
+    best, plain = scored(ensemble, truth), scored(single, truth)
+
+    def gain(drawn: NDArray[np.int64] | None = None) -> float:
+        return value_of(truth.main, best, truth, drawn) - value_of(truth.main, plain, truth, drawn)
+
+    low, high = bootstrap(gain, len(vectors), truth.seed)
     note = f"{len(templates)} templates over {SINGLE!r}"
-    rows.append(Row(truth.task, "ensemble_gain", truth.main, gain, len(vectors), low, high, LEVEL, note=note))
+    rows.append(Row(truth.task, "ensemble_gain", truth.main, gain(), len(vectors), low, high, LEVEL, note=note))
     return rows, ensemble
 
 

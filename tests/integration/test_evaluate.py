@@ -88,10 +88,11 @@ def test_a_probe_learns_colours_that_an_untrained_clip_cannot_name(tmp_path: Pat
 
 def test_few_shots_end_with_the_shots_that_match_zero_shot(tmp_path: Path, evaluate: Any) -> None:
     colours_set(tmp_path / "colours", NAMES, test=4, train=5)
-    rows = evaluate("measures: [zero_shot, few_shot]\nfew_shots: [1, 2]\ntasks: {colours: {}}")
+    rows = evaluate("measures: [zero_shot, few_shot]\nfew_shots: [1, 2, 16]\ntasks: {colours: {}}")
 
     curve = [_value(rows, "colours", f"few_shot_{k}", "top1") for k in (1, 2)]
     assert all(0 <= value <= 1 for value in curve)
+    assert _value(rows, "colours", "few_shot_16", "top1") is None  # no class has so many
     matched = _value(rows, "colours", "few_shot", "shots_to_match")
     assert (matched is None) == (max(curve) < _value(rows, "colours", "zero_shot", "top1"))
 
