@@ -304,7 +304,7 @@ class Ray(Section):
     address: str | None = tunes(None, "Ray cluster; default: RAY_ADDRESS, else an embedded one")
     pools: dict[str, int] = tunes({}, "stage → most workers at a time; default: the cluster's CPUs")
     gpus: bool | None = tunes(
-        None, "whether encoders take GPUs; default: where the cluster has some now; true: also those an autoscaler brings"
+        None, "whether encoders take GPUs; default: where the cluster has some; true: also those an autoscaler brings"
     )
 
 
