@@ -21,9 +21,11 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.dedupe.rows import as_keys, unhex
 from pipeline.dedupe.sets import image_files
+from pipeline.embed.rows import DueRows, decided_units
 from pipeline.errors import InputError
 from pipeline.runner import Unit
 from pipeline.semantic.clusters import POINTS, Floats, Index, kmeans, nearest
@@ -72,6 +74,9 @@ class ClusterFilter:
         assert recipe.select.image_based is not None
         self._settings = settings = recipe.select.image_based
         self._vectors = Vectors(vector_folder(folders, settings.encoder), settings.encoder)
+        self._due: DueRows | None = None
+        if f"embed/{settings.encoder}" in folders:
+            self._due, self._reads = DueRows(folders, recipe.embed.eligible), decided_units(folders["dedupe"])
         path = f"{folder.base}/{CLUSTERS}"
         if (tagged := folder.store.read_tagged(path)) is None:
             folder.store.create(path, self._cluster(recipe, [str(unit["reads"]) for unit in units]))
@@ -116,12 +121,19 @@ class ClusterFilter:
                 f" {self._settings.encoder} has {dim}; give vectors made by that encoder"
             )
 
+    def _uids(self, unit: str) -> pa.ChunkedArray:
+        """Uids of a download unit's rows with a vector; without those that `embed` would give none now."""
+        uids = self._vectors.uids(unit)
+        if self._due is None or not (reads := self._reads.get(unit)):
+            return uids
+        return uids.filter(pc.is_in(uids, self._due.read(reads)["uid"].combine_chunks()))
+
     def _sample(self, units: list[str]) -> Floats:
         """The vectors of the rows of the lowest uids, which are hashes, by uid; at most POINTS a cluster.
 
         Two passes: the first over uids alone.
         """
-        uids = [as_keys(unhex(self._vectors.uids(unit), 16)) for unit in units]
+        uids = [as_keys(unhex(self._uids(unit), 16)) for unit in units]
         ends = np.cumsum([0, *(len(part) for part in uids)])
         every = np.concatenate([np.empty(0, "S16"), *uids])
         order = np.argsort(every, kind="stable")[: POINTS * self._settings.clusters]
@@ -133,7 +145,7 @@ class ClusterFilter:
             chosen = place[start:end] >= 0
             if not chosen.any():
                 continue
-            there, vectors, _ = self._vectors.of(unit, self._vectors.uids(unit).filter(pa.array(chosen)))
+            there, vectors, _ = self._vectors.of(unit, self._uids(unit).filter(pa.array(chosen)))
             if not len(learned) and len(vectors):
                 learned = np.empty((len(order), vectors.shape[1]), np.float32)
             at = place[start:end][chosen][there]
