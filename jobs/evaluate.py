@@ -28,6 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _evaluate(flags: argparse.Namespace) -> int:
     try:
+        import scipy  # noqa: F401 - said at once, not after an hour of images
+
         from pipeline.evaluate.results import summary
         from pipeline.evaluate.run import Request, run
     except ModuleNotFoundError as error:

@@ -86,6 +86,16 @@ def test_a_probe_learns_colours_that_an_untrained_clip_cannot_name(tmp_path: Pat
     assert {row["setting"] for row in rows if row["main"]} == {"zero_shot", "chance", "probe", "raw_pixels"}
 
 
+def test_a_given_validation_split_chooses_the_strength(tmp_path: Path, evaluate: Any) -> None:
+    folder = colours_set(tmp_path / "colours", NAMES, test=3, train=4)
+    write_split(folder / "val", ({"png": picture(NAMES[one % 3], 900 + one), "cls": str(one % 3).encode()}
+                                 for one in range(6)))  # fmt: skip
+    rows = evaluate("measures: [probe]\ntasks: {colours: {}}")
+
+    assert next(row["note"] for row in rows if row["metric"] == "C") == "validated on val"
+    assert {path.name.split("-")[1] for path in (tmp_path / "out" / "features").iterdir()} == {"test", "train", "val"}
+
+
 def test_few_shots_end_with_the_shots_that_match_zero_shot(tmp_path: Path, evaluate: Any) -> None:
     colours_set(tmp_path / "colours", NAMES, test=4, train=5)
     rows = evaluate("measures: [zero_shot, few_shot]\nfew_shots: [1, 2, 16]\ntasks: {colours: {}}")
