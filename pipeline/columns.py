@@ -91,7 +91,7 @@ def _described(engine: Any, rows: str, about: Column, kind: pa.DataType) -> Colu
     column = '"' + about.name.replace('"', '""') + '"'
     chosen = f"(SELECT {column} AS x {rows})"
     counts = engine.execute(f"SELECT count(*), count(*) - count(x), approx_count_distinct(x) FROM {chosen}").fetchone()
-    about = replace(about, rows=counts[0], nulls=counts[1], distinct=counts[2])
+    about = replace(about, rows=counts[0], nulls=counts[1], distinct=min(counts[2], counts[0] - counts[1]))
     numeric = pa.types.is_integer(kind) or pa.types.is_floating(kind)
     if numeric:
         _numbers(engine, chosen, about)

@@ -84,7 +84,8 @@ class PoolReader:
             if hashlib.sha256(image).hexdigest() != member.sha256:
                 raise PoolMismatchError(
                     f"{store.uri}/{path}: the image of {member.uid} ({member.size} bytes from "
-                    f"{member.offset}) is not the one recorded, {member.sha256}; the file has changed since download"
+                    f"{member.offset}) is not the one recorded, {member.sha256}; the file has changed since download; "
+                    f"put it back, or withdraw the row: jobs.retract"
                 )
             images.append((member.place, image))
         return images
