@@ -106,6 +106,7 @@ def run_main(prog: str, main: Callable[[], int]) -> int:
     level = logging.DEBUG if os.environ.get("PAIRMILL_DEBUG") else logging.INFO
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     log.setLevel(level)
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # a connection too many is closed: no news
     logging.getLogger("faiss.loader").setLevel(logging.WARNING)  # seven lines of which build it takes
     try:
         return main()
