@@ -15,6 +15,8 @@ import pyarrow.compute as pc
 from pipeline.cluster import connect
 from pipeline.embed.decode_pool import TASK_ROWS
 from pipeline.embed.rows import DueRows, decided_units
+from pipeline.encoders.identity import identify
+from pipeline.errors import InputError
 from pipeline.rounds import open_table, table_path
 from pipeline.runner import Pass, Result, Unit, UnitWorker, failures_last, run_here, run_units
 from pipeline.stop import StopFlag
@@ -89,7 +91,8 @@ def run_embed(
         return
     with failures_last("embed", report) as heard:
         upstream = {key: (one.stage, one.fingerprint) for key, one in folders.items() if not key.startswith("embed/")}
-        make = partial(make_worker, store.uri, upstream, folder.fingerprint, recipe, encoder, run)
+        weights = identify(encoder).weights_sha256
+        make = partial(make_worker, store.uri, upstream, folder.fingerprint, recipe, encoder, run, weights)
         address = recipe.ray.address or os.environ.get("RAY_ADDRESS") or "local"
         rows, cores = sum(unit["rows"] for unit in due), os.cpu_count() or 1
         if address == "local" and rows < FEW:
@@ -101,21 +104,34 @@ def run_embed(
 
 def make_worker(
     root: str, upstream: Mapping[str, tuple[str, str]], own: str, recipe: Recipe, encoder: Encoder, run: str,
-    gpu: bool, threads: int, decoders: int,
+    weights: str, gpu: bool, threads: int, decoders: int,
 ) -> Any:  # fmt: skip
-    """The worker of an actor, or of this process."""
+    """The worker of an actor, or of this process. `weights`: the sha256 that the driver found."""
     # Only a worker needs torch.
     import torch
 
     from pipeline.embed.worker import EmbedWorker
-    from pipeline.encoders.load import load, tokenizer_of
+    from pipeline.encoders.load import tokenizer_of
 
     torch.set_num_threads(threads)
     device = "cuda" if gpu and torch.cuda.is_available() else "cpu"
     return EmbedWorker(
-        root, upstream, own, recipe.embed, encoder, partial(load, encoder), partial(tokenizer_of, encoder), run,
-        device, recipe.embed.decoders or decoders, partial(pixel_models, recipe, encoder),
+        root, upstream, own, recipe.embed, encoder, partial(_load, encoder, weights),
+        partial(tokenizer_of, encoder), run, device, recipe.embed.decoders or decoders, partial(pixel_models, recipe, encoder),
     )  # fmt: skip
+
+
+def _load(encoder: Encoder, weights: str, device: str) -> Any:
+    """The encoder, with the weights that the folder is named after. Raises InputError for others."""
+    from pipeline.encoders.load import load
+
+    loaded = load(encoder, device)
+    if loaded.weights_sha256 != weights:
+        raise InputError(
+            f"recipe embed.encoders: {encoder.weights} holds {loaded.weights_sha256[:16]}… where a worker reads it, but"
+            f" {weights[:16]}… when the run began; put the same file there on every node"
+        )
+    return loaded
 
 
 def pixel_models(recipe: Recipe, encoder: Encoder, device: str) -> dict[str, Any]:

@@ -10,8 +10,9 @@ import ray
 import torch
 
 from pipeline.embed.decode import decode_image
-from pipeline.embed.stage import FEW, embed_due, run_embed
+from pipeline.embed.stage import FEW, embed_due, make_worker, run_embed
 from pipeline.encoders.load import load
+from pipeline.errors import InputError
 from pipeline.runner import Result
 from pipeline.stop import StopFlag
 from pipeline.units import StageFolder
@@ -71,3 +72,12 @@ def test_actors_embed_every_unit_and_report_its_rows(tmp_path: Path) -> None:
     assert sum(result["counts"]["ok"][""] for result in results) == 3 * count
     assert len(embeddings(folders["embed/tiny"])) == 3 * count
     assert embed_due(pool.store, recipe(), folders, TINY) == []
+
+
+def test_weights_that_changed_since_the_run_began_are_refused_where_they_are_read(tmp_path: Path) -> None:
+    pool = Pool(tmp_path)
+    pool.unit("0001-0000000", range(4), side=80)
+    made = recipe()
+    folders = {key: (one.stage, one.fingerprint) for key, one in curate(pool, made, "run").items()}
+    with pytest.raises(InputError, match="the same file there on every node"):
+        make_worker(pool.store.uri, folders, "e0", made, TINY, "run", "0" * 64, False, 1, 1)
