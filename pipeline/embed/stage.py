@@ -117,7 +117,8 @@ def make_worker(
     device = "cuda" if gpu and torch.cuda.is_available() else "cpu"
     return EmbedWorker(
         root, upstream, own, recipe.embed, encoder, partial(_load, encoder, weights),
-        partial(tokenizer_of, encoder), run, device, recipe.embed.decoders or decoders, partial(pixel_models, recipe, encoder),
+        partial(tokenizer_of, encoder), run, device, recipe.embed.decoders or decoders,
+        partial(pixel_models, recipe, encoder),
     )  # fmt: skip
 
 
