@@ -21,9 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--data", nargs="+", default=[], metavar="DATASET",
         help="ROOTs or datasets of jobs.build, or webdataset tars (folder, glob, {00..99} braces); local or s3://",
     )  # fmt: skip
-    parser.add_argument(
-        "--out", metavar="DIR", help="checkpoints and metrics; DIR/latest is the model"
-    )
+    parser.add_argument("--out", metavar="DIR", help="checkpoints and metrics; DIR/latest is the model")
     parser.add_argument("--preset", metavar="P", help=f"one of {', '.join(PRESETS)}")
     parser.add_argument("--set", action="append", default=[], metavar="key=value", help="beats the preset")
     parser.add_argument("--val", nargs="+", default=[], metavar="DATASET", help="held-out pairs: recall@1 both ways")
