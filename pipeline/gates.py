@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import duckdb
 
 MAX_INTERNAL = 0.001
-"""Share of a batch's download rows that may end as our own fault (design, "Statuses")."""
+"""Share of a batch's rows that may end `download`, or an encoder's `embed`, as our own fault (design, "Statuses")."""
 
 FailedGate = dict[str, Any]
 """`batch`, `gate`, `sql`, `value`, `bound` (null unless the gate compares two values) and `detail`, for people."""
@@ -71,12 +71,17 @@ def _built_in(recipe: Recipe, batch: str, funnel: list[FunnelRow]) -> list[Faile
     if not rows:
         return []
     success = sum_rows(funnel, stage="download", status="ok") / rows
-    internal = sum_rows(funnel, stage="download", status="failed", reason="internal") / rows
     failed = []
     if success < recipe.download.min_success:
         failed.append(_failed(batch, "min_success", "ok / rows", success, f">= {recipe.download.min_success}"))
-    if internal > MAX_INTERNAL:
-        failed.append(_failed(batch, "internal", "internal / rows", internal, f"<= {MAX_INTERNAL}"))
+    for stage, encoder in dict.fromkeys((row["stage"], row.get("encoder", "")) for row in funnel):
+        if stage not in ("download", "embed"):
+            continue
+        of = [row for row in funnel if (row["stage"], row.get("encoder", "")) == (stage, encoder)]
+        internal = sum_rows(of, status="failed", reason="internal") / max(1, sum_rows(of))
+        if internal > MAX_INTERNAL:
+            told = f"internal / rows of {stage} {encoder}".strip()
+            failed.append(_failed(batch, "internal", told, internal, f"<= {MAX_INTERNAL}"))
     return failed
 
 

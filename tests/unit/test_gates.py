@@ -77,6 +77,15 @@ def test_min_success_is_the_share_of_attempted_rows_that_are_ok(rows: dict[str, 
 
 
 @pytest.mark.parametrize(("internal", "fails"), [(1, False), (2, True)])
+def test_vectors_that_are_none_fail_as_faults_of_ours_an_encoder_at_a_time(internal: int, fails: bool) -> None:
+    own = [{"batch": "0001", "stage": "embed", "encoder": "b32", "status": "ok", "reason": "", "rows": 1000 - internal},
+           {"batch": "0001", "stage": "embed", "encoder": "b32", "status": "failed", "reason": "internal",
+            "rows": internal},
+           {"batch": "0001", "stage": "embed", "encoder": "l14", "status": "ok", "reason": "", "rows": 1000}]  # fmt: skip
+    assert names(failed_gates(recipe(), [*funnel(ok=1000), *own])) == [("0001", "internal")] * fails
+
+
+@pytest.mark.parametrize(("internal", "fails"), [(1, False), (2, True)])
 def test_more_than_one_in_a_thousand_of_our_own_faults_fail(internal: int, fails: bool) -> None:
     rows = funnel(ok=1000 - internal, internal=internal)
     assert names(failed_gates(recipe(), rows)) == [("0001", "internal")] * fails
