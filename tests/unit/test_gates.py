@@ -78,10 +78,9 @@ def test_min_success_is_the_share_of_attempted_rows_that_are_ok(rows: dict[str, 
 
 @pytest.mark.parametrize(("internal", "fails"), [(1, False), (2, True)])
 def test_vectors_that_are_none_fail_as_faults_of_ours_an_encoder_at_a_time(internal: int, fails: bool) -> None:
-    own = [{"batch": "0001", "stage": "embed", "encoder": "b32", "status": "ok", "reason": "", "rows": 1000 - internal},
-           {"batch": "0001", "stage": "embed", "encoder": "b32", "status": "failed", "reason": "internal",
-            "rows": internal},
-           {"batch": "0001", "stage": "embed", "encoder": "l14", "status": "ok", "reason": "", "rows": 1000}]  # fmt: skip
+    mine, other = ({"encoder": encoder} for encoder in ("b32", "l14"))
+    own = [row | mine for row in funnel(stage="embed", ok=1000 - internal, internal=internal)]
+    own += [row | other for row in funnel(stage="embed", ok=1000)]
     assert names(failed_gates(recipe(), [*funnel(ok=1000), *own])) == [("0001", "internal")] * fails
 
 
