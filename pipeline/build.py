@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from pipeline.check import check_adopted, check_recipe, check_rules
+from pipeline.check import check_adopted, check_recipe, check_rules, check_scored
 from pipeline.cluster import connect_ahead, job_id, release, shutdown
 from pipeline.dedupe.stage import FEW as FEW_HASHED
 from pipeline.dedupe.stage import hashes_due, needs_hashes, run_dedupe, run_hashes
@@ -122,10 +122,12 @@ class _Run:
 
             make_adopted(self._store, self._recipe, request.adopt, self._run)
             batches = list(read_batches(self._store).values())
-        elif "ingest" in request.stages:
-            make_batches(self._store, self._recipe, request.inputs, request.limit, request.readmit, self._run)
-            batches = list(read_batches(self._store).values())
-            self._connect_ahead(batches)
+        else:
+            check_scored(self._recipe, {name for batch in batches if batch.adopted for name in batch.adopted.scores})
+            if "ingest" in request.stages:
+                make_batches(self._store, self._recipe, request.inputs, request.limit, request.readmit, self._run)
+                batches = list(read_batches(self._store).values())
+                self._connect_ahead(batches)
         if not batches:
             raise InputError(f"output {self._store.uri}: has no batch yet; give --input")
         scores = {name for batch in batches if batch.adopted for name in batch.adopted.scores}

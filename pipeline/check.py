@@ -95,6 +95,21 @@ def _content(path: str, place: str) -> str:
         raise InputError(f"{place}: {path} cannot be read: {error.strerror or error}") from None
 
 
+def check_scored(recipe: Recipe, scores: Collection[str]) -> None:
+    """Raises InputError where `select` asks for the score of rows that will have none: it would keep nothing.
+
+    `scores`: as for check_rules.
+    """
+    if scores or recipe.embed.encoders:
+        return
+    select = recipe.select
+    asked = {f"select.rules.{name}": rule for name, rule in select.rules.items()}
+    asked |= {"select.top.column": select.top.column if select.top else "", "select.weight": select.weight or ""}
+    for key, text in asked.items():
+        if re.search(rf"\b{CLIP_SCORE.name}\b", text):
+            raise InputError(f"recipe {key}: rows have no clip_score without an encoder; give embed.encoders")
+
+
 def check_adopted(recipe: Recipe, kept: Collection[str], scores: Collection[str]) -> None:
     """Raises InputError where an encoder has the name of one whose scores came with an adopted batch, or where rows
     are to be chosen by a score before they have any.
