@@ -7,6 +7,7 @@ string as an ordinary piece, as SentencePiece's may, has it taken out.
 
 import string
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -177,18 +178,18 @@ def _beside(source: Source, folder: Path) -> list[Path]:
 def _cached(repository: str) -> Path | str:
     """The folder in Hugging Face's cache, or why there is none; asked once a process."""
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     wanted = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"]
     try:
-        folder = Path(snapshot_download(repository, allow_patterns=wanted, local_files_only=True))
-        if (folder / "tokenizer.json").is_file():
-            return folder
-    except Exception:  # noqa: BLE001, S110 - not in the cache: the hub may have it
-        pass
-    try:
+        with suppress(LocalEntryNotFoundError):  # the hub may have it
+            folder = Path(snapshot_download(repository, allow_patterns=wanted, local_files_only=True))
+            if (folder / "tokenizer.json").is_file():
+                return folder
         return Path(snapshot_download(repository, allow_patterns=wanted))
     except Exception as error:  # noqa: BLE001 - whatever the hub or the network raises, the way out is the same
-        return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:160]}"
+        said = str(error).strip().partition("\n")[0]
+        return f"{type(error).__name__}: {said[:160]}"
 
 
 def _fetched(source: Source, repository: str) -> Path:
