@@ -1,7 +1,5 @@
 """pandas, polars, DuckDB, pyarrow and PySpark read every published table, and see the same rows."""
 
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,25 +31,6 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made.batch(20, kept=True)
     made.finish()
     return root
-
-
-@pytest.fixture(scope="module")
-def spark() -> Iterator[Any]:
-    from pyspark.sql import SparkSession
-
-    os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
-    session = (
-        SparkSession.builder.master("local[1]")
-        .config("spark.driver.memory", "512m")
-        .config("spark.ui.enabled", "false")
-        .config("spark.sql.session.timeZone", "UTC")
-        .config("spark.driver.host", "127.0.0.1")
-        .config("spark.driver.bindAddress", "127.0.0.1")
-        .config("spark.sql.execution.arrow.pyspark.enabled", "true")
-        .getOrCreate()
-    )
-    yield session
-    session.stop()
 
 
 def expected(root: Path, table: str) -> list[tuple[Any, ...]]:
